@@ -1,0 +1,122 @@
+"""The command line. Heavy imports wait until a command needs them, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamcl.errors import StreamclError
+
+if TYPE_CHECKING:
+    from streamcl.learner import Learner
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__ and (
+    "Keeps a vision-language model current from a live stream, without forgetting and without downtime."
+))  # fmt: skip
+versions_app = typer.Typer(no_args_is_help=True, help="Versions that a run has published.")
+app.add_typer(versions_app, name="versions")
+
+File = Annotated[str, typer.Argument(metavar="RUN.YAML", help="The run's configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as strategy.kind=replay.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def check(file: File, overrides: Overrides = None) -> None:
+    """Resolve and validate a configuration and print it whole. Touches nothing."""
+    from streamcl.config import dump, load
+
+    typer.echo(dump(load(file, overrides or ())), nl=False)
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Learn from the stream and serve what is learned. Goes on where the same store was left."""
+    from streamcl.run import run_to_the_end
+
+    learner = _learner(file, overrides)
+    signal.signal(signal.SIGINT, lambda *_: _stop(learner))
+    signal.signal(signal.SIGTERM, lambda *_: _stop(learner))
+    result = run_to_the_end(learner, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+
+
+@app.command()
+def serve(file: File, overrides: Overrides = None) -> None:
+    """Serve only: answer with the live version of the run's store, and follow it."""
+    from streamcl.run import serve_until_stopped
+
+    serve_until_stopped(_learner(file, overrides).config)
+
+
+@app.command()
+def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Positions, samples by fate, tasks, versions, and what is live."""
+    from streamcl.run import status_of
+
+    typer.echo(json.dumps(status_of(file, overrides or ()), indent=1) if as_json else _lines(file, overrides))
+
+
+@versions_app.command("ls")
+def versions_ls(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Every version: number, digest, task, window, scores; the live one is marked."""
+    from streamcl.run import status_of
+
+    found = status_of(file, overrides or ())
+    if as_json:
+        typer.echo(json.dumps(found["versions"], indent=1))
+        return
+    for version in found["versions"]:
+        mark = "*" if version["number"] == found["live"] else " "
+        scores = "  ".join(f"{task} {score:.0%}" for task, score in version["scores"].items())
+        about = f"window {version['window']:<4} {version['task']:<20}"
+        typer.echo(f"{mark} v{version['number']:<4} {version['digest'][:12]}  {about} {scores}")
+    if not found["versions"]:
+        typer.echo("no version yet")
+
+
+def _lines(file: str, overrides: list[str] | None) -> str:
+    """The status as text."""
+    from streamcl.run import status_of
+
+    found = status_of(file, overrides or ())
+    live = f"v{found['live']}" if found["live"] else "none: the bare base model answers"
+    counts = "  ".join(f"{name} {count}" for name, count in found["counters"].items())
+    heading = {"store": found["store"], "live": live, "samples": counts, "tasks": ", ".join(found["tasks"])}
+    lines = [f"{name:<8} {value}" for name, value in heading.items()]
+    return "\n".join([*lines, "positions", *(f"  {name}: {at}" for name, at in found["positions"].items())])
+
+
+def _learner(file: str, overrides: list[str] | None) -> Learner:
+    from streamcl.learner import load
+
+    return load(file, *(overrides or ()))
+
+
+def _stop(learner: Learner) -> None:
+    """The first Ctrl-C commits and ends; the second ends at once (nothing is lost: the log has everything)."""
+    if learner.stopping:
+        raise KeyboardInterrupt
+    learner.stop()
+    print("\nstopping: committing what was taken in (once more to end at once)", file=sys.stderr)
+
+
+def main() -> None:
+    """The entry point: our errors as one line and exit code 2, Ctrl-C as 130."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")  # peft asks, not the user
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except StreamclError as error:
+        print(f"streamcl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Does the controller's actions on Ray. The only folder that imports ray; its actors are thin."""

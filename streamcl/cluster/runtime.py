@@ -1,0 +1,253 @@
+"""Executes the controller's actions on Ray and turns what comes back into events.
+
+Whatever takes time runs in an actor or a helper thread; its future puts itself into one queue when it is done, and the
+driver's single thread takes from there. So nothing here needs a lock, and commits happen in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # these are read when ray is imported
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # it also limits how often a worker may report
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # said aloud, for every Ray that we start or join
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+
+import ray
+import ray.exceptions
+from ray import serve
+
+from streamcl import events as e
+from streamcl.cluster import server
+from streamcl.cluster.ingest import IngestActor
+from streamcl.cluster.replay import ReplayActor
+from streamcl.cluster.trainer import Progress, Trainer
+from streamcl.config import Config
+from streamcl.registry.log import Log, Record
+from streamcl.registry.versions import Registry
+from streamcl.stream.deadletter import to_jsonl
+from streamcl.train.model import base_digest, to_files
+from streamcl.types import Ref, Version, Window
+
+TICK_S = 0.5
+"""How often the controller hears the time when nothing else happens."""
+
+
+def start_ray(config: Config) -> bool:
+    """Joins the cluster that `ray.address` or RAY_ADDRESS names, or starts a Ray here. True if it is ours to stop."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "streamcl"}
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if address:
+        ray.init(address=address, **quiet)
+        return False
+    cpus = config.ray.cpus or max(4, os.cpu_count() or 1)
+    ray.init(num_cpus=cpus, include_dashboard=config.ray.dashboard, **quiet)
+    return True
+
+
+def stop_ray(ours: bool) -> None:
+    """Ends the endpoint and Ray if they are `ours`; leaves a cluster otherwise."""
+    if ours:
+        serve.shutdown()
+    ray.shutdown()
+
+
+class Runtime:
+    """The hands of one learner. Mutable; for one thread."""
+
+    def __init__(self, config: Config, log: Log, *, key: bytes, owner: str, ray_is_ours: bool) -> None:
+        """`key`: the reservoir's secret. `owner`: unique for this start of the learner. Ray must be running."""
+        self.config, self.log, self.key, self.ray_is_ours = config, log, key, ray_is_ours
+        self.registry = Registry(log, config.name)
+        self.base_digest = base_digest(config.model.path)
+        self.inbox: queue.Queue[Callable[[], list[e.Event]]] = queue.Queue()
+        self.resume: Mapping[str, int] = {}
+        self.ingest: Any = None
+        self.pulls: deque[Future[e.Arrival]] = deque()
+        self.replay: Any = ReplayActor.remote(config, key)
+        self.trainer = Trainer(config, name=owner)
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="streamcl")
+        self.handle: Future[Any] = self.pool.submit(server.start, config)
+        self.progress: Progress | None = None
+        self.swap_s: list[float] = []
+
+    def recover(self) -> tuple[Mapping[str, Any], Window | None] | None:
+        """State and window in training at the newest valid commit, or None for a new run. Repairs the alias pointer."""
+        record = self.log.recover()
+        refs = record.state.get("refs") if record else None
+        if record is None or not refs:
+            return None
+        self.registry.repair()
+        state = json.loads(self.log.get_object(refs["learner"]))
+        self.resume = record.state["sources"]
+        if record.state["training"] is None:
+            return state, None
+        return state, Window.from_json(json.loads(self.log.get_object(refs["window"])))
+
+    def events(self) -> Iterator[e.Event]:
+        """What happens, as it happens, for ever; at least a Ticked every TICK_S."""
+        ticked = 0.0
+        while True:
+            with contextlib.suppress(queue.Empty):
+                yield from self.inbox.get(timeout=TICK_S)()
+            if time.monotonic() - ticked >= TICK_S:
+                ticked = time.monotonic()
+                self.trainer.check()
+                self._later(self.trainer.progress().future(), self._advanced)
+                yield e.Ticked(ticked)
+
+    def execute(self, action: e.Action) -> None:
+        """Does it, or starts doing it; the answer comes through `events`."""
+        match action:
+            case e.Pull():
+                self._pull()
+            case e.Freeze():
+                self._freeze(action)
+            case e.Train(window):
+                self._train(window)
+            case e.Publish(window, result):
+                self._publish(window, result)
+            case e.Abandon(window, reason):
+                self.log.append("data", why=reason, window={"id": window.id, "abandoned": True})
+            case e.Swap(version):
+                self._later(self.pool.submit(self._swap, version), lambda done: [e.Swapped(version)])
+            case e.Commit(checkpoint):
+                self.log.append("data", state=self._state(checkpoint, {}))
+            case e.Finish():
+                pass
+
+    def close(self) -> None:
+        """Ends actors and workers; on a Ray of our own the endpoint and Ray too."""
+        self.trainer.close()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        for actor in (self.ingest, self.replay):
+            if actor is not None:
+                ray.kill(actor)
+        stop_ray(self.ray_is_ours)
+
+    # -- one method an action ------------------------------------------------------------------------------------------
+
+    def _pull(self) -> None:
+        if self.ingest is None:
+            self.ingest = IngestActor.remote(self.config, self.resume, self.key)
+        future = self.ingest.pull.remote(self.config.batch).future()
+        self.pulls.append(future)
+        self._later(future, lambda done: self._arrived())
+
+    def _arrived(self) -> list[e.Event]:
+        """Arrivals in the order they were asked for. A dead reader is replaced where the last arrival ended."""
+        events: list[e.Event] = []
+        while self.pulls and self.pulls[0].done():
+            try:
+                arrival = self.pulls[0].result()
+            except ray.exceptions.RayActorError:
+                count, self.ingest = len(self.pulls), None
+                self.pulls.clear()
+                for _ in range(count):
+                    self._pull()
+                break
+            self.pulls.popleft()
+            self.resume = arrival.resume
+            events.append(e.Arrived(arrival))
+        return events
+
+    def _freeze(self, action: e.Freeze) -> None:
+        """Offers, draws, writes, and commits the window; all of it may be repeated after a crash."""
+        drawn = ray.get(self.replay.freeze.remote(action))
+        window = replace(action.window, replay=drawn.replay, heldout=drawn.heldout)
+        refs = {
+            "replay": self.log.put_object("replay", drawn.snapshot, "arrow"),
+            "window": self.log.put_object("window", json.dumps(asdict(window)).encode(), "json"),
+        }
+        checkpoint = replace(action.checkpoint, training=window.id)
+        about = {name: getattr(window, name) for name in ("id", "task", "index", "base", "closes_task", "size")}
+        about["replay"] = sum(map(len, window.replay))
+        self.log.append("window", state=self._state(checkpoint, refs), window=about)
+        self.inbox.put(lambda: [e.Frozen(window)])
+
+    def _train(self, window: Window) -> None:
+        answer = self._answer(window)
+        if answer is not None:
+            self.inbox.put(lambda: [answer])
+            return
+        self.progress = None
+        self._later(self.trainer.submit(window).future(), lambda done: [_trained(window, done.result())])
+
+    def _publish(self, window: Window, result: e.TrainResult) -> None:
+        files = to_files(self.config.model.lora, self.log.get_object(result.adapter))
+        extra = {name: getattr(result, name) for name in ("before", "loss", "steps", "seconds", "memory")}
+        refs = {**self._refs(), **({"memory": result.memory} if result.memory else {})}
+        version = self.registry.publish(
+            files,
+            window=window.id,
+            task=window.task,
+            base_digest=self.base_digest,
+            scores=result.scores,
+            state={"refs": refs},
+            extra={**extra, "closes_task": window.closes_task, "index": window.index},
+        )
+        self.registry.promote(version.number, why=f"window {window.id} of {window.task}")
+        self.inbox.put(lambda: [e.Published(version, result.memory)])
+
+    def _swap(self, version: Version) -> None:
+        handle = self.handle.result()
+        started = time.monotonic()
+        server.swap(handle, number=version.number)
+        self.swap_s.append(time.monotonic() - started)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _later(self, future: Future[Any], meaning: Callable[[Future[Any]], list[e.Event]]) -> None:
+        future.add_done_callback(lambda done: self.inbox.put(lambda: meaning(done)))
+
+    def _advanced(self, done: Future[Any]) -> list[e.Event]:
+        self.progress = done.result()
+        return []
+
+    def _answer(self, window: Window) -> e.Published | e.Failed | None:
+        """What the log already says of a window that was in training when a learner ended."""
+        for record in self.log.lineage():
+            if record.version and record.version["window"] == window.id:
+                version = self.registry.get(record.version["number"])
+                self.registry.promote(version.number, why=f"window {window.id} of {window.task}, after a restart")
+                return e.Published(version, record.version["extra"]["memory"])
+            if record.window and record.window["id"] == window.id:
+                return e.Failed(window, record.why) if record.window.get("abandoned") else None
+        return None
+
+    def _refs(self) -> dict[str, Ref]:
+        head: Record | None = self.log.head()
+        return dict(head.state.get("refs", {})) if head else {}
+
+    def _state(self, checkpoint: e.Checkpoint, refs: Mapping[str, Ref]) -> dict[str, Any]:
+        """A record's state: the checkpoint, written, and what it refers to."""
+        learner = self.log.put_object("learner", json.dumps(checkpoint.state).encode(), "json")
+        state = {
+            "sources": checkpoint.positions,
+            "counters": checkpoint.counters,
+            "watermark": checkpoint.watermark,
+            "training": checkpoint.training,
+            "refs": {**self._refs(), **refs, "learner": learner},
+            "dead": None,
+        }
+        if checkpoint.dead:
+            day = time.strftime("%Y-%m-%d", time.gmtime())
+            key = self.log.store.put_unique(f"deadletter/{day}", to_jsonl(checkpoint.dead), "jsonl")
+            state["dead"] = {"key": key, "count": len(checkpoint.dead)}
+        return state
+
+
+def _trained(window: Window, result: e.TrainResult | str) -> e.Event:
+    return e.Failed(window, result) if isinstance(result, str) else e.Trained(window, result)

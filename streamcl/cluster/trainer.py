@@ -1,0 +1,194 @@
+"""Windows to a long-lived Ray Train run, results back.
+
+Starting a worker group costs 14-25 s; a window through a running one costs milliseconds. So the workers stay: each asks
+the desk for the next window, trains it and reports. After an idle time they are released and start again on demand.
+Execution is at least once (a killed worker's window is asked for again), publication at most once (registry).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from streamcl.cluster.worker import Worker
+from streamcl.config import Config
+from streamcl.errors import NotFinite
+from streamcl.events import TrainResult
+from streamcl.train.loop import World
+from streamcl.train.step import StepLog
+from streamcl.types import Window
+
+WORKER_FAILURES = 20
+"""How often a worker group may die before the run gives up: kills are survived, a broken installation is not hidden."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the window in training is."""
+
+    window: int
+    step: int
+    steps: int
+    loss: float
+
+
+class Desk:
+    """One window at a time: the driver puts it here, the workers take it, the result waits here."""
+
+    def __init__(self, idle_s: float) -> None:
+        self.idle_s = idle_s
+        self.window: Window | None = None
+        self.results: dict[int, TrainResult | str] = {}
+        self.progress: Progress | None = None
+        self.released = True
+        self.changed = asyncio.Condition()
+
+    async def submit(self, window: Window) -> bool:
+        """Puts a window up. Answers whether workers are there; if not, start them."""
+        async with self.changed:
+            self.window, self.progress = window, None
+            self.results.pop(window.id, None)
+            there, self.released = not self.released, False
+            self.changed.notify_all()
+        return there
+
+    async def next(self, done: int | None) -> Window | None:
+        """The window to train after `done`, the same for every rank; None: stop, nothing came for `idle_s`."""
+
+        def ready() -> bool:
+            return self.released or (self.window is not None and self.window.id != done)
+
+        async with self.changed:
+            try:
+                await asyncio.wait_for(self.changed.wait_for(ready), self.idle_s)
+            except TimeoutError:
+                self.released = True
+                self.changed.notify_all()
+            return None if self.released else self.window
+
+    async def advance(self, progress: Progress) -> None:
+        self.progress = progress
+
+    async def watch(self) -> Progress | None:
+        return self.progress
+
+    async def finish(self, window: int, result: TrainResult | str) -> None:
+        """The result of a window; a string says why there is none. A repeated one changes nothing."""
+        async with self.changed:
+            self.results.setdefault(window, result)
+            if self.window is not None and self.window.id == window:
+                self.window = None
+            self.changed.notify_all()
+
+    async def result(self, window: int) -> TrainResult | str:
+        """Waits for the window's result."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: window in self.results)
+        return self.results[window]
+
+    async def release(self) -> None:
+        """Sends the workers home."""
+        async with self.changed:
+            self.released = True
+            self.changed.notify_all()
+
+
+DeskActor: Any = ray.remote(num_cpus=0)(Desk)
+
+
+class Trainer:
+    """The driver's side: keeps a Ray Train run going in a thread of its own. Mutable."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        """`name`: unique for this start of the learner; Ray Train resumes a run whose name it has met."""
+        self.config, self.name = config, name
+        self.desk = DeskActor.remote(config.train.idle_s)
+        self.runs = 0
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def submit(self, window: Window) -> Any:
+        """Has the window trained; a reference to its TrainResult, or to the reason why there is none."""
+        if not ray.get(self.desk.submit.remote(window)):
+            if self.thread is not None:
+                self.thread.join()
+            self.runs += 1
+            self.thread = threading.Thread(target=self._fit, args=(f"{self.name}-{self.runs}",), daemon=True)
+            self.thread.start()
+        return self.desk.result.remote(window.id)
+
+    def progress(self) -> Any:
+        """A reference to the Progress of the window in training."""
+        return self.desk.watch.remote()
+
+    def check(self) -> None:
+        """Raises what ended the Ray Train run, if something did."""
+        if self.error is not None:
+            raise self.error
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        ray.get(self.desk.release.remote())
+        if self.thread is not None:
+            self.thread.join(timeout_s)
+
+    def _fit(self, name: str) -> None:
+        train = self.config.train
+        trainer = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config={"config": self.config, "desk": self.desk},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=train.use_gpu,
+                resources_per_worker={"CPU": 1, "GPU": int(train.use_gpu)},
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=self.config.scratch,
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            self.error = error
+
+
+def work(settings: dict[str, Any]) -> None:
+    """A Ray Train worker's life: window after window, until the desk says stop."""
+    config, desk = settings["config"], settings["desk"]
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    if not config.train.use_gpu:
+        torch.set_num_threads(1)
+    worker = Worker(config, world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model)
+    done: int | None = None
+    while (window := ray.get(desk.next.remote(done))) is not None:
+        result: TrainResult | str | None
+        try:
+            result = worker.run(window, _reporter(desk, window.id, world))
+        except NotFinite as error:  # the same on every rank: the loss and the gradient are reduced
+            result = str(error)
+        ray.train.report({"window": window.id})  # a barrier: every rank is through
+        if world.rank == 0:
+            ray.get(desk.finish.remote(window.id, result))
+        done = window.id
+
+
+def _reporter(desk: Any, window: int, world: World) -> Any:
+    """Tells the desk about steps, at most twice a second, from rank 0."""
+    last = [0.0]
+
+    def report(step: int, steps: int, log: StepLog) -> None:
+        if world.rank == 0 and time.monotonic() - last[0] > 0.5:
+            last[0] = time.monotonic()
+            desk.advance.remote(Progress(window, step, steps, log.loss))
+
+    return report

@@ -1,0 +1,103 @@
+"""What a training worker does with a window: load, train, score, and leave the result in the store. No Ray in here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+from torch import nn
+
+from streamcl.cluster import media
+from streamcl.config import Config
+from streamcl.events import TrainResult
+from streamcl.registry.backends import open_store
+from streamcl.registry.log import Log
+from streamcl.registry.versions import Registry
+from streamcl.store.memory import TaskMemory
+from streamcl.stream import Files
+from streamcl.train.batch import Encoder, Row, to_rows
+from streamcl.train.evaluate import scores
+from streamcl.train.loop import ALONE, Learning, World
+from streamcl.train.model import fresh, from_files, grow, load_base, to_bytes, write
+from streamcl.train.step import StepLog
+from streamcl.types import Ref, Window
+
+OnStep = Callable[[int, int, StepLog], None]
+
+
+class Worker:
+    """One rank's model and data access, kept from window to window. Mutable: the adapter's parameters."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World = ALONE,
+        *,
+        device: str = "cpu",
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.config, self.world = config, world
+        base = load_base(config.model, device=device)
+        self.encoder = Encoder(base)
+        self.pad_id: int = base.processor.tokenizer.pad_token_id
+        model = grow(base, config.model.lora, seed=config.seed)
+        self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world, wrap=wrap)
+        self.store = open_store(config.store)
+        self.log = Log(self.store)
+        self.registry = Registry(self.log, config.name)
+        self.tests = self._tests() if config.evaluate.path and world.rank == 0 else None
+
+    def run(self, window: Window, on_step: OnStep = lambda step, steps, log: None) -> TrainResult | None:
+        """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
+        clock = [time.monotonic()]
+        self._start_from(window.base)
+        memory = self._memory(window.memory)
+        rows, replay = media.read(self.store, window.samples), media.read(self.store, window.replay)
+        sets = self._sets(window)
+        clock.append(time.monotonic())
+        first = window.base == 0 and self.world.rank == 0
+        before = scores(self.learning.model, sets, pad_id=self.pad_id) if first else {}
+        clock.append(time.monotonic())
+        trained = self.learning.train(
+            window, rows, replay, strategy=self.config.strategy, memory=memory, on_step=on_step
+        )
+        clock.append(time.monotonic())
+        if self.world.rank != 0:
+            return None
+        weights = to_bytes(trained.params)
+        after = scores(self.learning.model, sets, pad_id=self.pad_id)
+        adapter = self.log.put_object("adapter", weights, "safetensors")
+        kept = window.memory
+        if window.closes_task and trained.memory.tensors:
+            kept = self.log.put_object("memory", trained.memory.to_bytes(), "safetensors")
+        load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
+        seconds = {"load": load, "train": train, "score": zero + score}
+        return TrainResult(adapter, kept, after, before, trained.loss, trained.steps, seconds)
+
+    def _start_from(self, base: int) -> None:
+        """Puts the adapter of version `base` into the model; a fresh one for 0."""
+        if base == 0:
+            values = fresh(self.learning.params, seed=self.config.seed)
+        else:
+            values = from_files(self.registry.read(self.registry.get(base)))
+        write(self.learning.params, values)
+
+    def _memory(self, ref: Ref | None) -> TaskMemory:
+        return TaskMemory.from_bytes(self.log.get_object(ref)) if ref else TaskMemory()
+
+    def _sets(self, window: Window) -> dict[str, Sequence[Row]]:
+        """What to score on: the test files, or the held-out rows."""
+        if self.tests is not None:
+            return dict(self.tests)
+        return {task: media.read(self.store, rows) for task, rows in window.heldout.items()}
+
+    def _tests(self) -> dict[str, list[Row]]:
+        """The test files' rows, encoded, by task."""
+        source = Files(path=str(self.config.evaluate.path))
+        sets = {}
+        for partition in source.partitions():
+            polled = source.open(partition, 0).poll(self.config.evaluate.samples)
+            rows: pa.RecordBatch = self.encoder.encode(polled.batch).batch if polled else None
+            sets[partition.rsplit("/", 1)[-1].split(".", 1)[0]] = to_rows(rows) if polled else []
+        return sets

@@ -1,0 +1,231 @@
+"""The run as one value: YAML, overrides, and the dataclasses of the components, checked at the door.
+
+A component's dataclass is its YAML section. `kind` chooses among a folder's KINDS; nothing is declared twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from streamcl import detect, strategies, stream
+from streamcl.controller import WindowConfig
+from streamcl.detect import DetectorKind
+from streamcl.errors import ConfigError
+from streamcl.strategies import Strategy
+from streamcl.stream import Source
+from streamcl.train.loop import TrainConfig
+from streamcl.train.model import ModelConfig
+from streamcl.types import checked_name
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The reservoir: what of earlier tasks may be seen again."""
+
+    capacity: int = 1000
+    """Rows kept of each task, at least 1."""
+    heldout: float = 0.1
+    """Share of the samples that is never trained on, for scoring; in [0, 1)."""
+    per_source: float = 1.0
+    """Largest share of a task's rows that one source may hold, in (0, 1]."""
+    key: typing.Literal["random", "seed"] = "random"
+    """Where the secret behind the choice of rows comes from: drawn at the first start and kept in the store (nobody
+    can craft ids that are always kept), or derived from `seed` (runs can be repeated; for experiments)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What tasks are scored on after each window: test files, or else each task's held-out rows."""
+
+    path: str | None = None
+    """A folder with one Parquet or JSON Lines file a task, named after the task; None scores held-out rows."""
+    samples: int = 200
+    """At most so many a task."""
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """A client that goes on asking the endpoint while the run lasts: a smoke test that counts failures."""
+
+    per_second: float = 0.0
+    """Questions a second, from the evaluation files; 0 asks none."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    max_batch: int = 8
+    """Requests answered in one forward pass."""
+    max_queued: int = 256
+    """Requests that may wait; more are refused with 503."""
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Where to run. With no address here or in RAY_ADDRESS: on a Ray of this machine that lives as long as the run."""
+
+    address: str | None = None
+    cpus: int | None = None
+    """Logical CPUs of a local Ray; None: as many as the machine has, at least 4."""
+    dashboard: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Relative paths are relative to the working directory."""
+
+    store: str
+    """Folder or URL of the run's store: log, versions, data. The same store continues the same run."""
+    model: ModelConfig
+    source: Source
+    name: str = "model"
+    """What clients ask for: `model: NAME`."""
+    seed: int = 0
+    batch: int = 64
+    """Samples read and encoded at a time."""
+    detector: DetectorKind = field(default_factory=detect.Labels)
+    strategy: Strategy = field(default_factory=strategies.DGG)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    ask: AskConfig = field(default_factory=AskConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        checked_name(self.name)
+
+    @property
+    def scratch(self) -> str:
+        """Where Ray Train keeps its own files: nothing that matters."""
+        return f"{self.store.rstrip('/')}/scratch"
+
+
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "source": stream.KINDS,
+    "detector": detect.KINDS,
+    "strategy": strategies.KINDS,
+}
+"""Sections that have a `kind`, and what it may be."""
+
+Tree = dict[str, Any]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with `key.sub=value` overrides.  Raises ConfigError."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text()) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"no file {path}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}; a mapping of sections is wanted")
+    for override in overrides:
+        apply(tree, override)
+    return parse(tree)
+
+
+def apply(tree: Tree, override: str) -> None:
+    """Puts one `key.sub=value` into `tree`, in place. Another `kind` drops the settings of the old one.
+
+    Raises ConfigError.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {override!r}: write key=value, such as strategy.kind=replay")
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+    value = yaml.safe_load(text)
+    if key == "kind" and tree.get("kind", value) != value:
+        tree.clear()
+    tree[key] = value
+
+
+def parse(tree: Tree) -> Config:
+    """A mapping of sections as a Config.  Raises ConfigError."""
+    config: Config = _build(Config, tree, "")
+    return config
+
+
+def _build(cls: Any, tree: Any, where: str) -> Any:
+    """The dataclass `cls` from a mapping; `where` is its path in the file, for messages."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where or 'the file'} is {tree!r}; a mapping is wanted")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    for key in tree:
+        if key not in known:
+            raise ConfigError(_unknown(_join(where, key), key, sorted(known)))
+    values = {key: _value(hints[key], tree[key], _join(where, key)) for key in tree}
+    for name, spec in known.items():
+        if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"{_join(where, name)} is missing: {_doc(cls, name)}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where or 'the file'}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if where in KINDS:
+        section = dict(value) if isinstance(value, dict) else {"kind": value}
+        kind = section.pop("kind", None)
+        if kind not in KINDS[where]:
+            raise ConfigError(_unknown(f"{where}.kind {kind!r}", str(kind), sorted(KINDS[where])))
+        return _build(KINDS[where][kind], section, where)
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+
+
+def _unknown(what: str, key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what}: {hint}It may be {', '.join(known)}"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _doc(cls: Any, name: str) -> str:
+    hint = typing.get_type_hints(cls)[name]
+    return f"a {getattr(hint, '__name__', hint)} is wanted"
+
+
+def dump(config: Config) -> str:
+    """The whole configuration, defaults included, as YAML that `load` reads."""
+    tree = asdict(config)
+    for section, kinds in KINDS.items():
+        cls = type(getattr(config, section))
+        kind = next(name for name, known in kinds.items() if known is cls)
+        tree[section] = {"kind": kind, **tree[section]}
+    text: str = yaml.safe_dump(_plain(tree), sort_keys=False, width=100)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML needs no tags."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

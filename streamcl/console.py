@@ -1,0 +1,101 @@
+"""What a run looks like in a terminal: a line of progress that stays, and a line for everything that happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streamcl import events as e
+from streamcl.cluster.trainer import Progress as Training
+from streamcl.learner import Learned
+from streamcl.report import Matrix
+from streamcl.serve.client import Asked
+
+LAST = e.Finish
+"""The action after which nothing follows."""
+SHOWN = ("last", "avg", "bwt", "forgetting", "fwt")
+
+
+class Screen:
+    """Prints a run. Mutable: what the progress line says."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self.line = self.progress.add_task("starting Ray, trainer and endpoint", total=None)
+        self.samples = self.dead = 0
+
+    def __enter__(self) -> Screen:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def watch(self, happening: object) -> None:
+        """Hears events, actions and training progress."""
+        match happening:
+            case e.Arrived(arrival):
+                self.samples += len(arrival)
+                self.dead += len(arrival.dead)
+                for letter in arrival.dead:
+                    self.console.print(f"[yellow]dead letter[/] {letter.id or letter.position}: {letter.reason}")
+            case e.Train(window):
+                replayed = sum(map(len, window.replay))
+                self._say(f"window {window.id} ({window.task}): {window.size} samples + {replayed} replayed", 0, None)
+            case Training(window=window, step=step, steps=steps, loss=loss):
+                self._say(f"{self.samples} samples in · window {window} · loss {loss:.3f}", step, steps)
+            case e.Failed(window, reason):
+                self.console.print(f"[red]window {window.id} is not published[/]: {reason}")
+
+    def _say(self, what: str, done: int, total: int | None) -> None:
+        self.progress.update(self.line, description=what, completed=done, total=total)
+
+    def learned(self, learned: Learned) -> None:
+        """One finished window."""
+        known = {task: score for task, score in learned.version.scores.items() if task in learned.window.known}
+        shown = "  ".join(f"{task} {score:.0%}" for task, score in known.items())
+        self.console.print(
+            f"[green]v{learned.version.number}[/] {learned.version.digest[:12]} is live after window "
+            f"{learned.window.id} of [bold]{learned.task}[/]   {shown}"
+        )
+
+    def answered(self, asked: Asked) -> None:
+        """A question to the endpoint, after a swap."""
+        sample = asked.sample
+        if asked.answer is None:
+            self.console.print(f"   [red]no answer[/]: {asked.error}")
+            return
+        right = "[green]right[/]" if asked.answer.strip() == sample.answer else f"[red]wanted {sample.answer!r}[/]"
+        self.console.print(
+            f"   [dim]{sample.task}:[/] {sample.messages[-2].text!r} → [bold]{asked.answer!r}[/] {right} "
+            f"[dim]answered by v{asked.version} {asked.digest[:12]}[/]"
+        )
+
+
+def table(result: Matrix, *, title: str) -> Table:
+    """The accuracy matrix for a terminal, in percent; scores of tasks not yet learned are dim."""
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("score on")
+    if result.zero_shot is not None:
+        grid.add_column("zero-shot", justify="right")
+    for name in result.columns:
+        grid.add_column(f"after {name}", justify="right")
+    for row, task in enumerate(result.tasks):
+        zero = [] if result.zero_shot is None else [f"[dim]{result.zero_shot[row]:.1%}[/]"]
+        cells = [
+            f"{score:.1%}" if column >= result.learned[row] else f"[dim]{score:.1%}[/]"
+            for column, score in enumerate(result.a_TC[row])
+        ]
+        grid.add_row(task, *zero, *cells)
+    return grid
+
+
+def headline(values: Mapping[str, float]) -> str:
+    """The metrics in one line."""
+    names = {"last": "Last", "avg": "Avg", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
+    return "   ".join(f"{names[name]} [bold]{100 * values[name]:.1f}[/]" for name in SHOWN if name in values)

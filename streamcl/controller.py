@@ -1,0 +1,314 @@
+"""The learner's whole life as a pure function: events in, actions out. No clock, no I/O, no Ray.
+
+    Arrived ─▶ detector ─▶ open draft ─▶ waiting draft ─Freeze─▶ Frozen ─Train─▶ Trained ─Publish─▶ Published ─Swap─▶
+                           (rows of the next window gather while this one trains)
+
+A window closes at a boundary, at a count, or at an age. One is in training at most; when the next has closed too, rows
+stay in the backlog and nothing more is pulled: that is the back-pressure. Checkpoints lie between two rows, so that
+reading goes on exactly where they end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from streamcl import events as e
+from streamcl.detect.base import Boundary, Detector
+from streamcl.store.recent import Recent
+from streamcl.types import DeadLetter, Ref, Rows, Window
+
+PREFETCH = 2
+"""Arrivals that may be asked for or lie in the backlog: one in hand, one on its way."""
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """When a window closes, besides at a boundary."""
+
+    samples: int = 1000
+    """At this many samples, at least 1; held-out ones count."""
+    age_s: float = 600.0
+    """When the first of its samples has waited so many seconds, so that a slow stream trains too."""
+
+
+@dataclass
+class Counters:
+    """What became of the samples read. Changes in place."""
+
+    accepted: int = 0
+    """In a frozen window, or held out with it."""
+    dup: int = 0
+    late: int = 0
+    dead: int = 0
+
+
+class Taken(NamedTuple):
+    """A row that waits for its window. `number` counts the rows that the detector has seen."""
+
+    number: int
+    key: str
+    row: int
+    id: str
+    source: str
+    heldout: bool
+
+
+@dataclass
+class Draft:
+    """A window being gathered. Changes in place."""
+
+    task: str
+    rows: list[Taken] = field(default_factory=list)
+    since: float = 0.0
+    """When its first row came, by the clock of Ticked."""
+    closes_task: bool = False
+    known: tuple[str, ...] = ()
+    """Tasks met when it closed."""
+
+
+class Controller:
+    """Decides. `handle` changes the controller and returns what is to be done, in order."""
+
+    def __init__(
+        self, detector: Detector, *, window: WindowConfig, replay_rows: int = 0, seed: int = 0, horizon: int = 65_536
+    ) -> None:
+        """`replay_rows`: how many each window draws. `horizon`: how many ids back a repeated sample is noticed."""
+        self.detector, self.config, self.replay_rows, self.seed = detector, window, replay_rows, seed
+        self.recent = Recent(horizon)
+        self.counters = Counters()
+        self.positions: dict[str, int] = {}
+        self.watermark = 0.0
+        self.seen = self.windows = self.closed = self.live = 0
+        self.tasks: list[str] = []
+        self.memory: Ref | None = None
+        self.open: Draft | None = None
+        self.continues = False  # whether the open task had a window already
+        self.waiting: Draft | None = None
+        self.training: Window | None = None
+        self.dead: list[DeadLetter] = []
+        self.backlog: deque[tuple[e.Arrival, int]] = deque()
+        self.pulls = 0
+        self.ended = self.freezing = self.stopping = self.finished = False
+        self.now = 0.0
+
+    def handle(self, event: e.Event) -> list[e.Action]:
+        """What to do after `event`, in order."""
+        actions: list[e.Action] = []
+        match event:
+            case e.Arrived(arrival):
+                self.pulls -= 1
+                self.ended = arrival.ended
+                self.backlog.append((arrival, 0))
+            case e.Frozen(window):
+                self.freezing, self.training = False, window
+                actions = [e.Train(window)]
+            case e.Trained(window, result) if window == self.training:
+                actions = [e.Publish(window, result)]
+            case e.Failed(window, reason) if window == self.training:
+                self.training = None
+                actions = [e.Abandon(window, reason)]
+            case e.Published(version, memory) if self.training is not None:
+                self.live, self.memory, self.training = version.number, memory, None
+                actions = [e.Swap(version)]
+            case e.Ticked(now):
+                self.now = now
+            case e.Stopping():
+                self.stopping = True
+            case e.Trained() | e.Failed() | e.Published() | e.Swapped():  # a repeated or late answer changes nothing
+                pass
+        return actions + self._next()
+
+    def _next(self) -> list[e.Action]:
+        """Everything that can be done now."""
+        if self.finished or self.freezing:
+            return []
+        if self.stopping:
+            self.finished = True
+            return [e.Commit(self._checkpoint()), e.Finish(ended=False)]
+        self._drain()
+        if self.waiting and self.training is None:
+            return [self._freeze(self.waiting), *self._pulls()]
+        if self.ended and not (self.pulls or self.backlog or self.open or self.waiting or self.training):
+            self.finished = True
+            return [e.Commit(self._checkpoint()), e.Finish()]
+        return self._pulls()
+
+    def _pulls(self) -> list[e.Action]:
+        wanted = 0 if self.ended or self.waiting else PREFETCH - self.pulls - len(self.backlog)
+        self.pulls += max(0, wanted)
+        return [e.Pull()] * wanted
+
+    def _drain(self) -> None:
+        """Takes rows from the backlog until a window waits for the trainer."""
+        while self.backlog and not self.waiting:
+            arrival, start = self.backlog.popleft()
+            stop = self._take(arrival, start)
+            if stop < len(arrival):
+                self.backlog.appendleft((arrival, stop))
+            else:
+                self._bury(arrival)
+        if self.waiting or self.open is None:
+            return
+        if self.ended and not self.backlog and not self.pulls:
+            self._close(self.open, closes_task=True)
+            self.open = None
+        elif self.open.rows and self.now - self.open.since >= self.config.age_s:
+            self._close_counted(len(self.open.rows) - self.detector.lag)
+
+    def _take(self, arrival: e.Arrival, start: int) -> int:
+        """Takes rows from `start` on until a window closes; the first row not taken."""
+        while start < len(arrival) and not self.waiting:
+            room = self.config.samples + self.detector.lag - len(self.open.rows if self.open else ())
+            seen = arrival.observations(start, start + room)
+            boundary = self.detector.update(seen)
+            stop = start + (len(seen) if boundary is None else boundary.at)
+            self._gather(arrival, start, stop)
+            if boundary is not None:
+                self._begin(boundary)
+                self._gather(arrival, stop, stop + 1)
+                stop += 1
+            start = stop
+            if self.open and len(self.open.rows) >= self.config.samples + self.detector.lag:
+                self._close_counted(self.config.samples)
+        return start
+
+    def _gather(self, arrival: e.Arrival, start: int, stop: int) -> None:
+        """Rows that the detector has seen: into the open draft, unless repeated."""
+        for row in range(start, stop):
+            partition, position = arrival.partitions[row], int(arrival.positions_N[row])
+            if arrival.dead:
+                self._bury(arrival, partition=partition, before=position)
+            self.positions[partition] = position
+            self.watermark = max(self.watermark, float(arrival.times_N[row]))
+            self.seen += 1
+            if not self.recent.add(int(arrival.hashes_N[row])):
+                self.counters.dup += 1
+                continue
+            assert self.open is not None, "a detector opens the first task with its first row"
+            if not self.open.rows:
+                self.open.since = self.now
+            heldout = bool(arrival.heldout_N[row])
+            self.open.rows.append(Taken(self.seen, arrival.key, row, arrival.ids[row], arrival.sources[row], heldout))
+
+    def _bury(self, arrival: e.Arrival, *, partition: str | None = None, before: int | None = None) -> None:
+        """Counts the arrival's dead letters that lie behind the position: of one partition up to a row, or all."""
+        for letter in arrival.dead:
+            if partition not in (None, letter.partition) or letter.position <= self.positions.get(letter.partition, -1):
+                continue
+            if before is None or letter.position < before:
+                self.positions[letter.partition] = letter.position
+                self.counters.dead += 1
+                self.dead.append(letter)
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, boundary: Boundary) -> None:
+        """Ends the open task before the boundary and opens the one that begins there."""
+        first = self.seen + 1 - (boundary.at - boundary.starts)
+        task = boundary.task or f"task-{len(self.tasks) + 1}"
+        moved: list[Taken] = []
+        if self.open is not None:
+            moved = [row for row in self.open.rows if row.number >= first]
+            self.open.rows = self.open.rows[: len(self.open.rows) - len(moved)]
+            if self.open.rows or self.continues:
+                self._close(self.open, closes_task=True)
+        if task not in self.tasks:
+            self.tasks.append(task)
+        self.detector.begin(task)
+        self.open, self.continues = Draft(task, moved, self.now), False
+
+    def _close_counted(self, count: int) -> None:
+        """Closes a window of the first `count` rows; its task goes on."""
+        assert self.open is not None, "only an open draft closes"
+        if count < 1:
+            return
+        rest = Draft(self.open.task, self.open.rows[count:], self.now)
+        self.open.rows = self.open.rows[:count]
+        self._close(self.open, closes_task=False)
+        self.open, self.continues = rest, True
+
+    def _close(self, draft: Draft, *, closes_task: bool) -> None:
+        draft.closes_task, draft.known = closes_task, tuple(self.tasks)
+        self.waiting = draft
+
+    def _freeze(self, draft: Draft) -> e.Freeze:
+        """The waiting draft as a window, with the checkpoint that its record makes visible."""
+        self.waiting, self.freezing = None, True
+        self.windows += 1
+        self.counters.accepted += len(draft.rows)
+        window = Window(
+            id=self.windows,
+            task=draft.task,
+            samples=_grouped(draft.rows),
+            replay=(),
+            seed=self.seed * 1_000_003 + self.windows,
+            base=self.live,
+            index=self.closed,
+            closes_task=draft.closes_task,
+            memory=self.memory,
+            known=draft.known,
+        )
+        self.closed += draft.closes_task
+        columns = tuple(zip(*((r.id, r.key, r.row, r.source) for r in draft.rows), strict=True)) or ((), (), (), ())
+        return e.Freeze(window, e.Offer(draft.task, *columns), self.replay_rows, self._checkpoint())
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def balance(self) -> dict[str, int]:
+        """Counters as a record holds them: `in = accepted + dup + late + dead + pending`."""
+        pending = sum(len(draft.rows) for draft in (self.open, self.waiting) if draft)
+        values = asdict(self.counters) | {"pending": pending}
+        return values | {"in": sum(values.values())}
+
+    def _checkpoint(self) -> e.Checkpoint:
+        dead, self.dead = tuple(self.dead), []
+        training = self.training.id if self.training else None
+        return e.Checkpoint(self.snapshot(), dict(self.positions), self.balance(), self.watermark, training, dead)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state between two rows, as JSON values. The window in training is in the log, not here."""
+        plain = ("positions", "watermark", "seen", "windows", "closed", "live", "tasks", "memory", "continues")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "counters": asdict(self.counters),
+            "recent": self.recent.snapshot(),
+            "detector": self.detector.snapshot(),
+            "open": asdict(self.open) if self.open else None,
+            "waiting": asdict(self.waiting) if self.waiting else None,
+        }
+
+    def restore(self, state: Mapping[str, Any], training: Window | None) -> list[e.Action]:
+        """Becomes what `snapshot` saw, with `training` under way, and returns what is to be done first."""
+        for name in ("watermark", "seen", "windows", "closed", "live", "memory", "continues"):
+            setattr(self, name, state[name])
+        self.positions, self.tasks = dict(state["positions"]), list(state["tasks"])
+        self.counters = Counters(**state["counters"])
+        self.recent.restore(state["recent"])
+        self.detector.restore(state["detector"])
+        self.open, self.waiting = _draft(state["open"]), _draft(state["waiting"])
+        self.training = training
+        return [*([e.Train(training)] if training else []), *self._next()]
+
+
+def _grouped(rows: list[Taken]) -> tuple[Rows, ...]:
+    """The rows to train on, by file, in order of arrival."""
+    files: dict[str, list[int]] = {}
+    for row in rows:
+        if not row.heldout:
+            files.setdefault(row.key, []).append(row.row)
+    return tuple(Rows(key, tuple(numbers)) for key, numbers in files.items())
+
+
+def _draft(state: Mapping[str, Any] | None) -> Draft | None:
+    if state is None:
+        return None
+    return Draft(
+        state["task"],
+        [Taken(*row) for row in state["rows"]],
+        state["since"],
+        state["closes_task"],
+        tuple(state["known"]),
+    )

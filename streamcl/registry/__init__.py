@@ -1,0 +1,1 @@
+"""The commit log, where it lies, and the versions it makes visible."""

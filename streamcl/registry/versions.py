@@ -1,0 +1,250 @@
+"""Versions: immutable, content-addressed folders that a commit makes visible; and aliases, which say who answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamcl.errors import BadName, Corrupt, NoSuchVersion
+from streamcl.registry.backends import settle, sha256
+from streamcl.registry.log import Log
+from streamcl.registry.record import Record, canonical
+from streamcl.types import Version, checked_name
+
+MANIFEST = "manifest.json"
+
+
+class Registry:
+    """A model's versions in a log. Reading needs no fence; `publish`, `promote` and `rollback` do. For one thread.
+
+    Mutable: remembers the newest alias commit it has seen, so a stale pointer never takes a reader back.
+    """
+
+    def __init__(self, log: Log, name: str) -> None:
+        self.log = log
+        self.name = checked_name(name)
+        self._aliased: dict[str, Record] = {}
+
+    # --- versions ----------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        window: int,
+        task: str,
+        base_digest: str,
+        scores: Mapping[str, float],
+        state: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Version:
+        """Make a version of `files` visible: all of them first, then one commit. A window has at most one version.
+
+        Asked again for a window that has its version, returns that one and writes nothing. A rollback reopens the
+        windows it undid. `extra` is kept in the commit, for people.
+        """
+        answer = self._answer(window)
+        if answer is not None:
+            return answer
+        digest, path = self._write(files)
+        before, number = self._newest()
+        fields: dict[str, Any] = {
+            "number": number + 1, "digest": digest, "path": path, "window": window, "task": task,
+            "base_digest": base_digest, "scores": dict(scores),
+        }  # fmt: skip
+        version = {**fields, "name": self.name, "extra": dict(extra or {}), "before": before}
+        self.log.append("version", state=state, version=version)
+        return Version(**fields)
+
+    def read(self, version: Version) -> dict[str, bytes]:
+        """The version's files by name.  Raises Corrupt unless each matches the digest it was published with."""
+        sums = self._manifest(version)
+        files: dict[str, bytes] = {}
+        for name, digest in sums.items():
+            files[name] = self.log.get_object({"key": f"{version.path}/{name}", "sha256": digest})
+        return files
+
+    def get(self, number: int) -> Version:
+        """Version `number`.  Raises NoSuchVersion."""
+        newest = 0
+        for record in self._published():
+            found = _version(record)
+            newest = max(newest, found.number)
+            if found.number == number:
+                return found
+        have = f"have 1-{newest}" if newest else "none was published yet"
+        raise NoSuchVersion(f"no version {number} in {self.log.store.path(f'versions/{self.name}')}; {have}")
+
+    def versions(self) -> list[Version]:
+        """Every version ever published, oldest first; those of windows that a rollback undid as well."""
+        return [_version(record) for record in self._published()][::-1]
+
+    # --- aliases -----------------------------------------------------------------------------------------------
+
+    def promote(self, number: int, alias: str = "live", why: str = "") -> Record:
+        """Let `alias` answer with version `number`: one commit, then the pointer. No new commit if it does already."""
+        version = self.get(number)
+        now = self._alias_record(alias)
+        if _number(now) == number and now is not None:
+            self._point(now)
+            return now
+        return self._commit_alias(version, alias, before=_number(now), why=why)
+
+    def rollback(self, alias: str = "live", to: int | None = None, why: str = "") -> Version:
+        """Let `alias` answer with the version that did before, or with `to`, once its files were read and checked."""
+        now = self._alias_record(alias)
+        target = to if to is not None else self._before(alias, _number(now))
+        if target is None:
+            have = [version.number for version in self.versions()]
+            raise NoSuchVersion(f"alias {alias!r} had no version before {_number(now)}: give `to`, one of {have}")
+        version = self.get(target)
+        self.read(version)
+        self._commit_alias(version, alias, before=self._before(alias, target, never=_number(now)), why=why)
+        return version
+
+    def resolve(self, alias: str = "live") -> Version | None:
+        """The version that `alias` answers with, None before the first promotion. Reads one pointer, seldom the log."""
+        record = self._pointed(alias) or self._alias_record(alias)
+        if record is None or record.alias is None:
+            return None
+        self._aliased[alias] = record
+        return Version(**record.alias["version"])
+
+    def repair(self) -> list[str]:
+        """Rewrite the pointers that are missing or lag behind the log; returns the aliases it mended. Anyone may."""
+        mended = []
+        for alias, n in self._alias_numbers().items():
+            if self._pointer(alias).get("n") != n or self._pointed(alias) is None:
+                self._point(self.log.get(n))
+                mended.append(alias)
+        return mended
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _write(self, files: Mapping[str, bytes]) -> tuple[str, str]:
+        """Write the version's folder; returns its digest and key. What is there already is kept and compared."""
+        if not files or MANIFEST in files:
+            raise BadName(f"a version needs files, and none named {MANIFEST!r}; got {sorted(files)}")
+        sums = {name: sha256(data) for name, data in files.items()}
+        digest = _digest(sums)
+        path = f"versions/{self.name}/{digest}"
+        manifest = canonical({"name": self.name, "digest": digest, "files": sums})
+        for name, data in {**files, MANIFEST: manifest}.items():
+            found = settle(self.log.store, f"{path}/{name}", data, backoff=self.log.backoff)
+            if found != data:
+                raise Corrupt(f"{path}/{name} holds sha256 {sha256(found)}, not {sha256(data)}: delete it, try again")
+        return digest, path
+
+    def _manifest(self, version: Version) -> dict[str, str]:
+        key = f"{version.path}/{MANIFEST}"
+        try:
+            sums: dict[str, str] = dict(json.loads(self.log.store.get(key) or b"")["files"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise Corrupt(f"{key} is missing or cannot be parsed ({error}): roll back to another version") from error
+        if _digest(sums) != version.digest:
+            raise Corrupt(f"{key} lists files of digest {_digest(sums)}, not {version.digest}: roll back from it")
+        return sums
+
+    def _answer(self, window: int) -> Version | None:
+        """The version of a window, if it has one that no rollback undid. It comes after the window's own commit."""
+        for record in self.log.lineage():
+            if record.version and record.version["name"] == self.name and record.version["window"] == window:
+                return _version(record)
+            if record.window and record.window.get("id") == window:
+                return None
+        return None
+
+    def _published(self) -> Iterator[Record]:
+        """The version commits, newest first; each names the one before it."""
+        before, _ = self._newest()
+        while before is not None:
+            record = self.log.get(before)
+            assert record.version is not None, f"commit {before} was named as a version, but is a {record.kind}"
+            yield record
+            before = record.version["before"]
+
+    def _newest(self) -> tuple[int | None, int]:
+        """The newest version's commit, and the highest number in use: a broken commit may have been a version."""
+        lost, n = 0, None
+        for record in self.log.back():
+            lost += 0 if n is None else n - record.n - 1
+            n = record.n
+            if record.version and record.version["name"] == self.name:
+                return n, record.version["number"] + lost
+        return None, lost + (n - 1 if n else 0)
+
+    def _commit_alias(self, version: Version, alias: str, *, before: int | None, why: str) -> Record:
+        others = {name: n for name, n in self._alias_numbers().items() if name != alias}
+        fields = {
+            "name": self.name, "alias": checked_name(alias), "before": before, "others": others,
+            "version": {**vars(version), "scores": dict(version.scores)},
+        }  # fmt: skip
+        record = self.log.append("alias", alias=fields, why=why)
+        self._point(record)
+        return record
+
+    def _alias_numbers(self) -> dict[str, int]:
+        """The commit that last moved each alias."""
+        for record in self.log.back():
+            if record.alias and record.alias["name"] == self.name:
+                return {**record.alias["others"], record.alias["alias"]: record.n}
+        return {}
+
+    def _alias_record(self, alias: str) -> Record | None:
+        n = self._alias_numbers().get(alias)
+        return None if n is None else self.log.get(n)
+
+    def _before(self, alias: str, number: int | None, *, never: int | None = None) -> int | None:
+        """What was live before `number` when it last became live, so that rolling back twice goes back two steps."""
+        for record in self.log.back():
+            moved = record.alias or {}
+            if (moved.get("name"), moved.get("alias"), _number(record)) == (self.name, alias, number):
+                before: int | None = moved["before"]
+                return before
+        return never
+
+    def _point(self, record: Record) -> None:
+        assert record.alias is not None, f"commit {record.n} is a {record.kind}, not an alias"
+        version = record.alias["version"]
+        pointer = {"number": version["number"], "digest": version["digest"], "path": version["path"], "n": record.n}
+        self.log.store.put(f"aliases/{record.alias['alias']}.json", canonical(pointer))
+        self._aliased[record.alias["alias"]] = record
+
+    def _pointer(self, alias: str) -> dict[str, Any]:
+        """What the alias' pointer says; {} if it is missing or broken: the log knows better."""
+        try:
+            pointer = json.loads(self.log.store.get(f"aliases/{checked_name(alias)}.json") or b"{}")
+        except ValueError:
+            return {}
+        return pointer if isinstance(pointer, dict) else {}
+
+    def _pointed(self, alias: str) -> Record | None:
+        """The alias commit that the pointer names, if the two agree and it is not older than one seen before."""
+        pointer, seen = self._pointer(alias), self._aliased.get(alias)
+        n = pointer.get("n")
+        if not isinstance(n, int) or (seen is not None and n < seen.n):
+            return None
+        try:
+            record = seen if seen is not None and seen.n == n else self.log.get(n)
+        except Corrupt:
+            return None  # a torn or forged pointer: the log is asked instead
+        moved = record.alias or {}
+        same = (moved.get("name"), moved.get("alias"), _number(record)) == (self.name, alias, pointer.get("number"))
+        return record if same and moved["version"]["digest"] == pointer.get("digest") else None
+
+
+def _digest(sums: Mapping[str, str]) -> str:
+    """The content address of a set of files: sha256 over the sorted (name, sha256) pairs."""
+    return sha256(canonical(sorted(sums.items())))
+
+
+def _number(record: Record | None) -> int | None:
+    """The version that an alias commit made live."""
+    return record.alias["version"]["number"] if record is not None and record.alias else None
+
+
+def _version(record: Record) -> Version:
+    assert record.version is not None, f"commit {record.n} is a {record.kind}, not a version"
+    kept = ("number", "digest", "path", "window", "task", "base_digest", "scores")
+    return Version(**{name: record.version[name] for name in kept})

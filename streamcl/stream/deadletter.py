@@ -1,0 +1,64 @@
+"""Samples that were refused: the reasons there are, and how the letters lie on disk (JSON Lines)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from streamcl.errors import BadSample, Corrupt
+from streamcl.types import DeadLetter
+
+REASONS = (
+    "schema",  # not an object, a field missing or of the wrong type, a newer schema
+    "id",  # not a short string of visible characters
+    "text",  # roles out of order, a part that is neither text nor image
+    "image",  # not a JPEG, PNG or WEBP; truncated; animated; a bad reference; more or fewer images than parts
+    "answer",  # the last message is not a non-empty text of the assistant
+    "too_large",  # beyond one of `Limits`
+    "utf8",  # bytes or code points that are not Unicode text
+    "time",  # not a finite number of Unix seconds
+)
+"""The first word of every dead letter's reason."""
+
+PAYLOAD_CHARS = 2_000
+SHOWN_CHARS = 60
+
+
+def refuse(reason: str, details: str) -> BadSample:
+    """The error for a sample that is refused; `reason` is one of REASONS."""
+    assert reason in REASONS, reason
+    return BadSample(f"{reason}: {details}")
+
+
+def shown(value: object) -> str:
+    """`value` as it may stand in a reason: short, on one line, and never the whole of something huge or deep."""
+    if isinstance(value, str):
+        return repr(value[:SHOWN_CHARS]) + ("..." if len(value) > SHOWN_CHARS else "")
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**18):
+        return repr(value)
+    return type(value).__name__
+
+
+def payload(raw: bytes | Mapping[str, Any]) -> str:
+    """The first characters of a raw record, for whoever repairs it; bytes that are not UTF-8 become `\\xff` escapes."""
+    if isinstance(raw, bytes):
+        return raw[:PAYLOAD_CHARS].decode(errors="backslashreplace")[:PAYLOAD_CHARS]
+    return json.dumps(raw, default=lambda value: f"<{type(value).__name__}, {len(value)} bytes>")[:PAYLOAD_CHARS]
+
+
+def to_jsonl(letters: Sequence[DeadLetter]) -> bytes:
+    """Dead letters as JSON Lines in ASCII: whatever a payload holds, no control character reaches a terminal."""
+    return b"".join(json.dumps(asdict(letter)).encode() + b"\n" for letter in letters)
+
+
+def from_jsonl(data: bytes) -> list[DeadLetter]:
+    """What `to_jsonl` wrote.  Raises Corrupt."""
+    letters = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            letters.append(DeadLetter(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise Corrupt(f"line {number} is not a dead letter ({error}); leave the file out or restore it") from error
+    return letters

@@ -1,0 +1,47 @@
+"""Parts that play a role in tests: pure, deterministic, without files or network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from streamcl.errors import SourceError
+from streamcl.stream.base import Polled
+from streamcl.types import DeadLetter, Sample, to_batch
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """A source whose partitions are lists. A row's position is its index plus one."""
+
+    rows: Mapping[str, Sequence[Sample | DeadLetter]]
+    name: str = "list"
+    unending: tuple[str, ...] = ()
+    """Partitions that have nothing *now* after their last row, instead of ending: more may be put into the list."""
+
+    def partitions(self) -> list[str]:
+        return sorted(self.rows)
+
+    def open(self, partition: str, position: int) -> ListReader:
+        if not 0 <= position <= len(self.rows[partition]):
+            raise SourceError(f"{partition!r} has {len(self.rows[partition])} rows; position {position} is beyond them")
+        return ListReader(self, partition, position)
+
+
+class ListReader:
+    """Reads one list.  Mutates: `position`."""
+
+    def __init__(self, source: ListSource, partition: str, position: int) -> None:
+        self.position = position
+        self._source, self._partition = source, partition
+
+    def poll(self, limit: int) -> Polled | None:
+        rows = [
+            replace(row, source=self._source.name, partition=self._partition, position=self.position + offset)
+            for offset, row in enumerate(self._source.rows[self._partition][self.position :][:limit], start=1)
+        ]
+        if not rows and self._partition not in self._source.unending:
+            return None
+        self.position += len(rows)
+        good = [row for row in rows if isinstance(row, Sample)]
+        return Polled(to_batch(good), tuple(row for row in rows if isinstance(row, DeadLetter)))

@@ -1,0 +1,34 @@
+"""Exact match of the greedy answer, without generating it.
+
+Greedy decoding gives the reference answer exactly when, with the reference fed in, every answer position (the end of
+sequence included) has the reference token as its arg max. One forward pass tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamcl.train.batch import IGNORED, Row, answer_logits, collate
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@torch.no_grad()
+def exact_match(model: Any, rows: Sequence[Row], *, pad_id: int, batch_size: int = 64) -> Flags:
+    """For each row, whether the model's greedy answer is the reference, token for token."""
+    device = next(model.parameters()).device
+    hits = []
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size], pad_id=pad_id, device=device)
+        logits, labels = answer_logits(model, batch)
+        hits.append(((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1).cpu().numpy())
+    return np.concatenate(hits) if hits else np.zeros(0, np.bool_)
+
+
+def scores(model: Any, sets: Mapping[str, Sequence[Row]], *, pad_id: int) -> dict[str, float]:
+    """Accuracy in [0, 1] for each named set of rows; empty sets are left out."""
+    return {name: float(exact_match(model, rows, pad_id=pad_id).mean()) for name, rows in sets.items() if rows}

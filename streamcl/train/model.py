@@ -1,0 +1,201 @@
+"""The model under the adapters: loading the frozen base, growing LoRA on it, and an adapter as plain files.
+
+The base is any transformers image-text-to-text model. Where its vision tower is frozen and reachable, the tower runs
+once per sample, at ingest; afterwards its features stand in for the pixels (`CachedTower`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from streamcl.errors import ConfigError, NotFinite
+from streamcl.strategies.base import Params
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on the frozen base.  Hu et al., arXiv:2106.09685."""
+
+    r: int = 16
+    """Rank, at least 1."""
+    alpha: int = 32
+    """Scale: the update is `alpha / r * B @ A`."""
+    targets: str = r"(?!.*vision).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|linear_1|linear_2)"
+    """Regular expression that the whole name of an adapted linear layer matches."""
+
+    def config(self) -> peft.LoraConfig:
+        return peft.LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=0.0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which base model, and what is trained on it."""
+
+    path: str
+    """A folder or hub id that transformers' Auto classes load."""
+    register: str | None = None
+    """A module to import first, if the model has parts that transformers does not know, or None."""
+    lora: LoRA = LoRA()
+    dtype: str = "float32"
+    """Type of the frozen weights: float32, bfloat16 or float16. Adapters are float32."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ConfigError(f"model.dtype {self.dtype!r}: use float32, bfloat16 or float16")
+
+
+@dataclass
+class Base:
+    """A loaded base model: frozen, in evaluation mode."""
+
+    model: Any
+    processor: Any
+    digest: str
+    """sha256 over the base's configuration and weights, hex."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+
+class CachedTower(nn.Module):
+    """A frozen vision tower through which already computed features pass unchanged.
+
+    Pixels are [N, 3, H, W]; features, the chosen hidden layer, are [N, T, C]. The number of dimensions tells which.
+    """
+
+    def __init__(self, tower: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.tower, self.layer = tower, layer
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        weight = next(self.tower.parameters())
+        features = pixel_values.to(weight.dtype)
+        if pixel_values.dim() == 4:
+            with torch.no_grad():
+                features = self.tower(features, **kwargs).hidden_states[self.layer]
+        return BaseModelOutputWithPooling(last_hidden_state=features, hidden_states=(features,) * (abs(self.layer) + 1))
+
+
+def load_base(config: ModelConfig, *, device: str = "cpu") -> Base:
+    """The base model of `config` on `device`, with its tower cached where it can be.  Raises ConfigError."""
+    if config.register:
+        importlib.import_module(config.register)
+    try:
+        processor = AutoProcessor.from_pretrained(config.path)
+        model = AutoModelForImageTextToText.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path {config.path!r} does not load: {error}. Give a folder or a cached hub id"
+        ) from error
+    model.requires_grad_(False).eval().to(device)
+    inner = model.model
+    layer = getattr(model.config, "vision_feature_layer", None)
+    if isinstance(layer, int) and hasattr(inner, "vision_tower"):
+        inner.vision_tower = CachedTower(inner.vision_tower, layer)
+    return Base(model, processor, base_digest(config.path))
+
+
+def base_digest(path: str) -> str:
+    """sha256 over config.json and the weight files of a model folder; of the name itself for a hub id."""
+    digest = hashlib.sha256()
+    folder = Path(path)
+    if not folder.is_dir():
+        return hashlib.sha256(path.encode()).hexdigest()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def grow(base: Base, lora: LoRA, *, seed: int) -> peft.PeftModel:
+    """`base` with a fresh, trainable LoRA named "default": B is zero, A uniform from `seed`. Changes `base.model`."""
+    model = peft.get_peft_model(base.model, lora.config())
+    model.eval()
+    write(params_of(model), fresh(params_of(model), seed=seed))
+    return model
+
+
+def fresh(params: Mapping[str, Tensor], *, seed: int) -> Params:
+    """New values for every LoRA tensor: B zero, A uniform in ±1/√d_in (PEFT's default), from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for name in sorted(params):
+        shape = params[name].shape
+        noise = (torch.rand(shape, generator=generator) * 2 - 1) / shape[-1] ** 0.5
+        values[name] = noise if "lora_A" in name else torch.zeros(shape)
+    return values
+
+
+def params_of(model: peft.PeftModel, adapter: str = "default") -> dict[str, nn.Parameter]:
+    """The parameters of one adapter, under the names that PEFT saves them with."""
+    mark = f".{adapter}."
+    return {
+        name.replace(mark, "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name and mark in name
+    }
+
+
+def write(params: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies `values` into `params` in place.  Raises ConfigError when names or shapes differ."""
+    if params.keys() != values.keys():
+        odd = sorted(params.keys() ^ values.keys())[:3]
+        raise ConfigError(f"the adapter does not fit the model: only one has {odd}; check model.lora.targets")
+    with torch.no_grad():
+        for name, parameter in params.items():
+            if parameter.shape != values[name].shape:
+                raise ConfigError(
+                    f"{name} has shape {tuple(values[name].shape)}, the model wants {tuple(parameter.shape)}; "
+                    "check model.lora.r"
+                )
+            parameter.copy_(values[name])
+
+
+def to_bytes(params: Mapping[str, Tensor]) -> bytes:
+    """Adapter tensors as safetensors, float32.  Raises NotFinite."""
+    check_finite(params)
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in params.items()}
+    data: bytes = save_safetensors(tensors, metadata={"format": "pt"})
+    return data
+
+
+def to_files(lora: LoRA, weights: bytes) -> dict[str, bytes]:
+    """Adapter tensors (of `to_bytes`) as a standard PEFT folder: file name to content."""
+    config = lora.config().to_dict() | {"inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {ADAPTER_CONFIG: json.dumps(plain, indent=1, sort_keys=True).encode(), ADAPTER_WEIGHTS: weights}
+
+
+def from_files(files: Mapping[str, bytes]) -> Params:
+    """The adapter tensors in a PEFT folder's files.  Raises NotFinite."""
+    params: Params = load_safetensors(files[ADAPTER_WEIGHTS])
+    check_finite(params)
+    return params
+
+
+def check_finite(params: Mapping[str, Tensor]) -> None:
+    """Raises NotFinite, naming the first tensor that holds NaN or infinity."""
+    for name, value in params.items():
+        if not torch.isfinite(value).all():
+            raise NotFinite(f"{name} holds NaN or infinity; the adapter is refused")
