@@ -166,8 +166,9 @@ def test_importing_the_zoo_imports_no_torch() -> None:
 def small() -> tuple[object, object]:
     """The model in float32 and the processor of zoo:small, loaded without a network as any streamcl part loads them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import streamcl.zoo.tower  # noqa: F401
     from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import streamcl.zoo.tower  # noqa: F401
 
     path = zoo.resolve("zoo:small")
     return AutoModelForImageTextToText.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""A thousand tasks with the layer shapes of a 7B model, on disk: what a snapshot costs, and a window's reading of it."""
+"""A thousand tasks with the layer shapes of a 7B model, on disk: what a snapshot costs, and reading it for a window."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _bases(chance: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     for layer in range(LAYERS):
         for name, inputs in BASES.items():
             random_DK = torch.randn(inputs, DIRECTIONS, generator=chance)
-            yield f"model.layers.{layer}.{name}", torch.linalg.qr(random_DK).Q.contiguous()
+            yield f"model.layers.{layer}.{name}", torch.linalg.qr(random_DK).Q
 
 
 def _timed(call: Any) -> tuple[Any, float]:

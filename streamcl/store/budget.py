@@ -54,8 +54,8 @@ def fit(stack: Sequence[Pair], *, rank: int, error: float) -> tuple[list[Pair], 
 def keep_adapters(memory: TaskMemory, *, rank: int, error: float, prefix: str = "adapter/") -> TaskMemory:
     """The memory with the adapters "adapter/0", "adapter/1", … within a total `rank` of each layer, by `fit`'s rule.
 
-    Two oldest groups merge under the name of the younger. `meta["merged"]` says which groups a name stands for, and how
-    much of their sum is lost at most: errors of earlier merges add.
+    Two oldest groups merge under the name of the younger. `meta["merged"]` says how many adapters a name stands for and
+    how much of their sum is lost at most, relative to `size`, its norm: errors of earlier merges add.
     """
     while True:
         groups = sorted((g for g in memory.tensors if g.startswith(prefix)), key=lambda g: int(g[len(prefix) :]))
@@ -82,10 +82,14 @@ def _merge_groups(memory: TaskMemory, groups: Sequence[str], *, over: int, error
         merged[layer], merged[layer.replace("lora_A", "lora_B")] = total.pair(kept)
         lost, size = math.hypot(lost, total.lost(kept)), math.hypot(size, total.size)
     history = dict(memory.meta.get("merged", {}))
-    before = [history.pop(group, {"groups": [group], "error": 0.0, "size": 0.0}) for group in groups]
+    before = [history.pop(group, {"oldest": group, "adapters": 1, "error": 0.0, "size": 0.0}) for group in groups]
     lost += sum(entry["error"] * entry["size"] for entry in before)
-    names = [name for entry in before for name in entry["groups"]]
-    history[groups[1]] = {"groups": names, "error": lost / size if size else 0.0, "size": size}
+    history[groups[1]] = {
+        "oldest": before[0]["oldest"],
+        "adapters": sum(entry["adapters"] for entry in before),
+        "error": lost / size if size else 0.0,
+        "size": size,
+    }
     tensors = {name: some for name, some in memory.tensors.items() if name not in groups}
     return TaskMemory({**tensors, groups[1]: merged}, {**memory.meta, "merged": history})
 

@@ -53,7 +53,7 @@ class TaskMemory:
     def from_bytes(data: Buffer) -> TaskMemory:
         """What `to_bytes` saw. The tensors are views of `data`: nobody may write to them.  Raises Corrupt."""
         flat, header = unpack(data)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+        if not isinstance(header, dict) or header.get("format") != FORMAT or not {"groups", "meta"} <= set(header):
             raise Corrupt(f"not a task memory: {str(header)[:80]}")
         tensors: dict[str, dict[str, torch.Tensor]] = {group: {} for group in header["groups"]}
         for path, tensor in flat.items():

@@ -27,13 +27,16 @@ class Reservoir:
     """What may be replayed (mutates): up to `capacity` rows of every task, and as many held out for scoring."""
 
     def __init__(self, capacity: int, *, key: bytes, heldout: float = 0.1, per_source: float = 1.0) -> None:
-        """`heldout`: share of ids never trained on. `per_source`: largest share of `capacity` for one source."""
+        """`heldout`: share of ids never trained on. `per_source`: largest share of `capacity` for one source.
+
+        Rows that come without a source count as one source.
+        """
         if capacity < 1 or not 0 <= heldout < 1 or not 0 < per_source <= 1:
             raise ConfigError(
                 f"reservoir of capacity {capacity}, heldout {heldout}, per_source {per_source}: "
                 "capacity must be at least 1, heldout in [0, 1), per_source in (0, 1]"
             )
-        self.settings = Settings(capacity, heldout, per_source, hashlib.blake2b(key, digest_size=8).hexdigest())
+        self.settings = Settings(capacity, heldout, per_source, derive(key, "fingerprint")[:8].hex())
         self._key = derive(key, "reservoir")
         self._heaps: dict[tuple[str, bool], BottomK] = {}
 

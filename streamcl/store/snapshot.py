@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from streamcl.errors import Corrupt
-from streamcl.store.bottomk import Columns, objects
+from streamcl.store.bottomk import EMPTY, Columns, Objects, objects
 
 FORMAT = "streamcl-reservoir-1"
 _FIELDS = [
@@ -48,12 +47,10 @@ def pack(settings: Settings, parts: Sequence[Part]) -> bytes:
     heaps = [{"task": part.task, "held": part.held, "bound": part.bound.hex()} for part in parts]
     metadata = {"format": FORMAT, "settings": json.dumps(asdict(settings)), "heaps": json.dumps(heaps)}
     schema = pa.schema(_FIELDS, metadata=metadata)
-    rows = [part.rows for part in parts]
-    columns: list[Any] = [np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])]
-    for name, kind in _FIELDS[1:]:
-        values = [value for r in rows for value in getattr(r, name)]
-        columns.append(values if pa.types.is_dictionary(kind) else np.array(values, dtype=kind.to_pandas_dtype()))
-    arrays = [pa.array(c, type=kind) for c, (_, kind) in zip(columns, _FIELDS, strict=True)]
+    rows = Columns.join([EMPTY, *(part.rows for part in parts)])
+    part_of_row = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+    columns = [part_of_row, *(getattr(rows, name) for name, _ in _FIELDS[1:])]
+    arrays = [pa.array(column, type=kind) for column, (_, kind) in zip(columns, _FIELDS, strict=True)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -61,25 +58,38 @@ def pack(settings: Settings, parts: Sequence[Part]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[Settings, list[Part]]:
-    """What `pack` was given.  Raises Corrupt."""
+    """What `pack` was given. `data` must match its digest: what is left to find here is a file of another kind.
+
+    Raises Corrupt.
+    """
     try:
-        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        metadata = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
-        if metadata.get("format") != FORMAT or table.schema.names != [name for name, _ in _FIELDS]:
-            raise Corrupt(f"not a reservoir snapshot: format {metadata.get('format')!r}, columns {table.schema.names}")
-        settings, heaps = Settings(**json.loads(metadata["settings"])), json.loads(metadata["heaps"])
-    except (pa.ArrowInvalid, OSError, ValueError, TypeError, KeyError) as error:
-        raise Corrupt(f"reservoir snapshot of {len(data)} bytes cannot be read: {error}") from error
+        return _read(pa.ipc.open_file(pa.BufferReader(data)).read_all())
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise Corrupt(f"{len(data)} bytes are not a reservoir snapshot that we wrote: {error!r}") from error
+
+
+def _read(table: pa.Table) -> tuple[Settings, list[Part]]:
+    table.validate(full=True)
+    metadata = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
+    if metadata.get("format") != FORMAT or not table.schema.equals(pa.schema(_FIELDS)):
+        raise ValueError(f"format {metadata.get('format')!r}, columns {table.schema.names}")
     part = table["part"].to_numpy()
     rows = Columns(
         table["rank"].to_numpy(),
         table["hash"].to_numpy(),
-        objects(table["key"].to_pylist()),
+        _texts(table["key"]),
         table["row"].to_numpy(),
-        objects(table["source"].to_pylist()),
+        _texts(table["source"]),
     )
+    heaps = json.loads(metadata["heaps"])
     ends = np.searchsorted(part, np.arange(len(heaps) + 1))
-    return settings, [
+    return Settings(**json.loads(metadata["settings"])), [
         Part(h["task"], bool(h["held"]), rows.take(np.arange(ends[i], ends[i + 1])), float.fromhex(h["bound"]))
         for i, h in enumerate(heaps)
     ]
+
+
+def _texts(column: pa.ChunkedArray) -> Objects:
+    array = column.combine_chunks()
+    values: Objects = objects(array.dictionary.to_pylist())[array.indices.to_numpy()]
+    return values

@@ -27,7 +27,7 @@ STAGES = (
 """Each stage's (blocks, kernel, stride of its first block, expansion, channels)."""
 
 
-class EfficientNetLite0Config(PretrainedConfig):
+class EfficientNetLite0Config(PretrainedConfig):  # type: ignore[misc]
     """Shape of the tower; every number is fixed by the published weights but the image size."""
 
     model_type = "streamcl_efficientnet_lite0"
@@ -48,7 +48,8 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = functional.pad(x, (self.before, self.after, self.before, self.after))
-        return self._conv_forward(padded, self.weight, self.bias)
+        filtered: torch.Tensor = super().forward(padded)
+        return filtered
 
 
 class Block(nn.Module):
@@ -64,11 +65,12 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x if self.expand is None else functional.relu6(self.expand(x))
-        y = self.project(functional.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        y = functional.relu6(self.depthwise(y))
+        projected: torch.Tensor = self.project(y)
+        return x + projected if self.residual else projected
 
 
-class EfficientNetLite0Model(PreTrainedModel):
+class EfficientNetLite0Model(PreTrainedModel):  # type: ignore[misc]
     """Images to 16 feature vectors each, standardised per channel by the pre-training images' mean and deviation."""
 
     config_class = EfficientNetLite0Config

@@ -202,6 +202,16 @@ def test_purge_drops_a_source_and_keeps_the_threshold() -> None:
     assert everything(reservoir) == everything(never_b)  # the newcomers did not simply fill the gap
 
 
+def test_a_merge_keeps_the_lower_threshold() -> None:
+    full = offered(ids(2000, "a"), capacity=100, heldout=0.0)
+    full.purge("a")
+    empty = Reservoir(100, key=KEY, heldout=0.0)
+    empty.merge(full)
+    give(empty, ids(2000, "a"))
+    assert everything(empty) == everything(offered(ids(2000, "a"), capacity=100, heldout=0.0))
+    assert len(empty) == 100  # and not the next hundred, which were let go
+
+
 def test_heavier_rows_are_kept_more_often() -> None:
     reservoir = Reservoir(1000, key=KEY, heldout=0.0)
     names = ids(10_000)
