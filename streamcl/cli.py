@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -43,7 +44,8 @@ def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> Non
     learner = _learner(file, overrides)
     signal.signal(signal.SIGINT, lambda *_: _stop(learner))
     signal.signal(signal.SIGTERM, lambda *_: _stop(learner))
-    result = run_to_the_end(learner, quiet=as_json)
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # Ray too may have something to say
+        result = run_to_the_end(learner, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
 

@@ -16,7 +16,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from streamcl import detect, strategies, stream
-from streamcl.controller import WindowConfig
 from streamcl.detect import DetectorKind
 from streamcl.errors import ConfigError
 from streamcl.strategies import Strategy
@@ -24,6 +23,7 @@ from streamcl.stream import Source
 from streamcl.train.loop import TrainConfig
 from streamcl.train.model import ModelConfig
 from streamcl.types import checked_name
+from streamcl.window import WindowConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class ReplayConfig:
     key: typing.Literal["random", "seed"] = "random"
     """Where the secret behind the choice of rows comes from: drawn at the first start and kept in the store (nobody
     can craft ids that are always kept), or derived from `seed` (runs can be repeated; for experiments)."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1 or not 0 <= self.heldout < 1 or not 0 < self.per_source <= 1:
+            raise ConfigError(
+                f"capacity {self.capacity}, heldout {self.heldout}, per_source {self.per_source}: "
+                "capacity is at least 1, heldout in [0, 1), per_source in (0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class Config:
 
     def __post_init__(self) -> None:
         checked_name(self.name)
+        if self.batch < 1:
+            raise ConfigError(f"batch {self.batch}: at least 1")
 
     @property
     def scratch(self) -> str:
@@ -127,11 +136,9 @@ Tree = dict[str, Any]
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with `key.sub=value` overrides.  Raises ConfigError."""
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"no file {path}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        tree = _yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Give the path of a YAML file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}; a mapping of sections is wanted")
     for override in overrides:
@@ -149,13 +156,22 @@ def apply(tree: Tree, override: str) -> None:
         raise ConfigError(f"override {override!r}: write key=value, such as strategy.kind=replay")
     *sections, key = path.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if isinstance(kind := tree.setdefault(section, {}), str) and section in KINDS:
+            tree[section] = {"kind": kind}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"override {override!r}: {section} is a value, not a section")
-    value = yaml.safe_load(text)
+    value = _yaml(text, f"override {override!r}")
     if key == "kind" and tree.get("kind", value) != value:
         tree.clear()
     tree[key] = value
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
 
 
 def parse(tree: Tree) -> Config:
@@ -172,7 +188,7 @@ def _build(cls: Any, tree: Any, where: str) -> Any:
     known = {f.name: f for f in fields(cls)}
     for key in tree:
         if key not in known:
-            raise ConfigError(_unknown(_join(where, key), key, sorted(known)))
+            raise ConfigError(_unknown(_join(where, key), str(key), sorted(known)))
     values = {key: _value(hints[key], tree[key], _join(where, key)) for key in tree}
     for name, spec in known.items():
         if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
@@ -187,7 +203,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if where in KINDS:
         section = dict(value) if isinstance(value, dict) else {"kind": value}
         kind = section.pop("kind", None)
-        if kind not in KINDS[where]:
+        if not isinstance(kind, str) or kind not in KINDS[where]:
             raise ConfigError(_unknown(f"{where}.kind {kind!r}", str(kind), sorted(KINDS[where])))
         return _build(KINDS[where][kind], section, where)
     if is_dataclass(hint):

@@ -23,7 +23,7 @@ class Screen:
     """Prints a run. Mutable: what the progress line says."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        self.say = console.print
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
         self.progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
         self.line = self.progress.add_task("starting Ray, trainer and endpoint", total=None)
@@ -43,14 +43,14 @@ class Screen:
                 self.samples += len(arrival)
                 self.dead += len(arrival.dead)
                 for letter in arrival.dead:
-                    self.console.print(f"[yellow]dead letter[/] {letter.id or letter.position}: {letter.reason}")
+                    self.say(f"[yellow]dead letter[/] {letter.id or letter.position}: {letter.reason}")
             case e.Train(window):
                 replayed = sum(map(len, window.replay))
                 self._say(f"window {window.id} ({window.task}): {window.size} samples + {replayed} replayed", 0, None)
             case Training(window=window, step=step, steps=steps, loss=loss):
                 self._say(f"{self.samples} samples in · window {window} · loss {loss:.3f}", step, steps)
             case e.Failed(window, reason):
-                self.console.print(f"[red]window {window.id} is not published[/]: {reason}")
+                self.say(f"[red]window {window.id} is not published[/]: {reason}")
 
     def _say(self, what: str, done: int, total: int | None) -> None:
         self.progress.update(self.line, description=what, completed=done, total=total)
@@ -59,7 +59,7 @@ class Screen:
         """One finished window."""
         known = {task: score for task, score in learned.version.scores.items() if task in learned.window.known}
         shown = "  ".join(f"{task} {score:.0%}" for task, score in known.items())
-        self.console.print(
+        self.say(
             f"[green]v{learned.version.number}[/] {learned.version.digest[:12]} is live after window "
             f"{learned.window.id} of [bold]{learned.task}[/]   {shown}"
         )
@@ -68,10 +68,10 @@ class Screen:
         """A question to the endpoint, after a swap."""
         sample = asked.sample
         if asked.answer is None:
-            self.console.print(f"   [red]no answer[/]: {asked.error}")
+            self.say(f"   [red]no answer[/]: {asked.error}")
             return
         right = "[green]right[/]" if asked.answer.strip() == sample.answer else f"[red]wanted {sample.answer!r}[/]"
-        self.console.print(
+        self.say(
             f"   [dim]{sample.task}:[/] {sample.messages[-2].text!r} → [bold]{asked.answer!r}[/] {right} "
             f"[dim]answered by v{asked.version} {asked.digest[:12]}[/]"
         )

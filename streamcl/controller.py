@@ -12,61 +12,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from itertools import count
+from typing import Any
 
 from streamcl import events as e
 from streamcl.detect.base import Boundary, Detector
 from streamcl.store.recent import Recent
-from streamcl.types import DeadLetter, Ref, Rows, Window
+from streamcl.types import DeadLetter, Ref, Window
+from streamcl.window import Counters, Draft, Taken, WindowConfig
 
 PREFETCH = 2
 """Arrivals that may be asked for or lie in the backlog: one in hand, one on its way."""
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """When a window closes, besides at a boundary."""
-
-    samples: int = 1000
-    """At this many samples, at least 1; held-out ones count."""
-    age_s: float = 600.0
-    """When the first of its samples has waited so many seconds, so that a slow stream trains too."""
-
-
-@dataclass
-class Counters:
-    """What became of the samples read. Changes in place."""
-
-    accepted: int = 0
-    """In a frozen window, or held out with it."""
-    dup: int = 0
-    late: int = 0
-    dead: int = 0
-
-
-class Taken(NamedTuple):
-    """A row that waits for its window. `number` counts the rows that the detector has seen."""
-
-    number: int
-    key: str
-    row: int
-    id: str
-    source: str
-    heldout: bool
-
-
-@dataclass
-class Draft:
-    """A window being gathered. Changes in place."""
-
-    task: str
-    rows: list[Taken] = field(default_factory=list)
-    since: float = 0.0
-    """When its first row came, by the clock of Ticked."""
-    closes_task: bool = False
-    known: tuple[str, ...] = ()
-    """Tasks met when it closed."""
 
 
 class Controller:
@@ -92,7 +49,7 @@ class Controller:
         self.backlog: deque[tuple[e.Arrival, int]] = deque()
         self.pulls = 0
         self.ended = self.freezing = self.stopping = self.finished = False
-        self.now = 0.0
+        self.now: float | None = None
 
     def handle(self, event: e.Event) -> list[e.Action]:
         """What to do after `event`, in order."""
@@ -102,7 +59,7 @@ class Controller:
                 self.pulls -= 1
                 self.ended = arrival.ended
                 self.backlog.append((arrival, 0))
-            case e.Frozen(window):
+            case e.Frozen(window) if self.freezing and window.id == self.windows:
                 self.freezing, self.training = False, window
                 actions = [e.Train(window)]
             case e.Trained(window, result) if window == self.training:
@@ -110,14 +67,16 @@ class Controller:
             case e.Failed(window, reason) if window == self.training:
                 self.training = None
                 actions = [e.Abandon(window, reason)]
-            case e.Published(version, memory) if self.training is not None:
+            case e.Published(version, memory) if self.training and self.training.id == version.window:
                 self.live, self.memory, self.training = version.number, memory, None
                 actions = [e.Swap(version)]
             case e.Ticked(now):
                 self.now = now
             case e.Stopping():
                 self.stopping = True
-            case e.Trained() | e.Failed() | e.Published() | e.Swapped():  # a repeated or late answer changes nothing
+            case (
+                e.Frozen() | e.Trained() | e.Failed() | e.Published() | e.Swapped()
+            ):  # a repeated or late answer changes nothing
                 pass
         return actions + self._next()
 
@@ -152,46 +111,69 @@ class Controller:
                 self._bury(arrival)
         if self.waiting or self.open is None:
             return
-        if self.ended and not self.backlog and not self.pulls:
+        if self._full():
+            self._close_counted(self.config.samples)
+        elif self.ended and not self.backlog and not self.pulls:
             self._close(self.open, closes_task=True)
             self.open = None
-        elif self.open.rows and self.now - self.open.since >= self.config.age_s:
-            self._close_counted(len(self.open.rows) - self.detector.lag)
+        elif self.open.rows and self.now is not None:
+            self.open.since = self.now if self.open.since is None else self.open.since
+            if self.now - self.open.since >= self.config.age_s:
+                self._close_counted(len(self.open.rows) - self.detector.lag)
+
+    def _full(self) -> bool:
+        return self.open is not None and len(self.open.rows) >= self.config.samples + self.detector.lag
 
     def _take(self, arrival: e.Arrival, start: int) -> int:
         """Takes rows from `start` on until a window closes; the first row not taken."""
         while start < len(arrival) and not self.waiting:
+            if self._full():
+                self._close_counted(self.config.samples)
+                continue
             room = self.config.samples + self.detector.lag - len(self.open.rows if self.open else ())
-            seen = arrival.observations(start, start + room)
-            boundary = self.detector.update(seen)
-            stop = start + (len(seen) if boundary is None else boundary.at)
+            last = self._last_new(arrival, start, start + room)
+            if last == start:  # a repeated sample: the detector must not see it
+                self._pass(arrival, start)
+                self.counters.dup += 1
+                start += 1
+                continue
+            boundary = self.detector.update(arrival.observations(start, last))
+            stop = last if boundary is None else start + boundary.at
             self._gather(arrival, start, stop)
             if boundary is not None:
                 self._begin(boundary)
                 self._gather(arrival, stop, stop + 1)
                 stop += 1
             start = stop
-            if self.open and len(self.open.rows) >= self.config.samples + self.detector.lag:
-                self._close_counted(self.config.samples)
         return start
 
+    def _last_new(self, arrival: e.Arrival, start: int, limit: int) -> int:
+        """Where the run of samples that are not repeats, from `start` on, ends."""
+        run: set[int] = set()
+        for row in range(start, min(limit, len(arrival))):
+            id_hash = int(arrival.hashes_N[row])
+            if id_hash in self.recent or id_hash in run:
+                return row
+            run.add(id_hash)
+        return min(limit, len(arrival))
+
     def _gather(self, arrival: e.Arrival, start: int, stop: int) -> None:
-        """Rows that the detector has seen: into the open draft, unless repeated."""
+        """New rows, seen by the detector: into the open draft."""
         for row in range(start, stop):
-            partition, position = arrival.partitions[row], int(arrival.positions_N[row])
-            if arrival.dead:
-                self._bury(arrival, partition=partition, before=position)
-            self.positions[partition] = position
-            self.watermark = max(self.watermark, float(arrival.times_N[row]))
+            self._pass(arrival, row)
             self.seen += 1
-            if not self.recent.add(int(arrival.hashes_N[row])):
-                self.counters.dup += 1
-                continue
+            self.recent.add(int(arrival.hashes_N[row]))
             assert self.open is not None, "a detector opens the first task with its first row"
-            if not self.open.rows:
-                self.open.since = self.now
             heldout = bool(arrival.heldout_N[row])
             self.open.rows.append(Taken(self.seen, arrival.key, row, arrival.ids[row], arrival.sources[row], heldout))
+
+    def _pass(self, arrival: e.Arrival, row: int) -> None:
+        """Reading has come past this row."""
+        partition, position = arrival.partitions[row], int(arrival.positions_N[row])
+        if arrival.dead:
+            self._bury(arrival, partition=partition, before=position)
+        self.positions[partition] = position
+        self.watermark = max(self.watermark, float(arrival.times_N[row]))
 
     def _bury(self, arrival: e.Arrival, *, partition: str | None = None, before: int | None = None) -> None:
         """Counts the arrival's dead letters that lie behind the position: of one partition up to a row, or all."""
@@ -208,7 +190,8 @@ class Controller:
     def _begin(self, boundary: Boundary) -> None:
         """Ends the open task before the boundary and opens the one that begins there."""
         first = self.seen + 1 - (boundary.at - boundary.starts)
-        task = boundary.task or f"task-{len(self.tasks) + 1}"
+        unused = (f"task-{n}" for n in count(1) if f"task-{n}" not in self.tasks)
+        task = boundary.task or next(unused)
         moved: list[Taken] = []
         if self.open is not None:
             moved = [row for row in self.open.rows if row.number >= first]
@@ -218,15 +201,15 @@ class Controller:
         if task not in self.tasks:
             self.tasks.append(task)
         self.detector.begin(task)
-        self.open, self.continues = Draft(task, moved, self.now), False
+        self.open, self.continues = Draft(task, moved), False
 
-    def _close_counted(self, count: int) -> None:
-        """Closes a window of the first `count` rows; its task goes on."""
+    def _close_counted(self, size: int) -> None:
+        """Closes a window of the first `size` rows; its task goes on."""
         assert self.open is not None, "only an open draft closes"
-        if count < 1:
+        if size < 1:
             return
-        rest = Draft(self.open.task, self.open.rows[count:], self.now)
-        self.open.rows = self.open.rows[:count]
+        rest = Draft(self.open.task, self.open.rows[size:])
+        self.open.rows = self.open.rows[:size]
         self._close(self.open, closes_task=False)
         self.open, self.continues = rest, True
 
@@ -242,7 +225,7 @@ class Controller:
         window = Window(
             id=self.windows,
             task=draft.task,
-            samples=_grouped(draft.rows),
+            samples=draft.trained_on(),
             replay=(),
             seed=self.seed * 1_000_003 + self.windows,
             base=self.live,
@@ -270,14 +253,16 @@ class Controller:
 
     def snapshot(self) -> dict[str, Any]:
         """The state between two rows, as JSON values. The window in training is in the log, not here."""
-        plain = ("positions", "watermark", "seen", "windows", "closed", "live", "tasks", "memory", "continues")
+        plain = ("watermark", "seen", "windows", "closed", "live", "memory", "continues")
         return {
             **{name: getattr(self, name) for name in plain},
+            "positions": dict(self.positions),
+            "tasks": list(self.tasks),
             "counters": asdict(self.counters),
             "recent": self.recent.snapshot(),
             "detector": self.detector.snapshot(),
-            "open": asdict(self.open) if self.open else None,
-            "waiting": asdict(self.waiting) if self.waiting else None,
+            "open": self.open.snapshot() if self.open else None,
+            "waiting": self.waiting.snapshot() if self.waiting else None,
         }
 
     def restore(self, state: Mapping[str, Any], training: Window | None) -> list[e.Action]:
@@ -288,27 +273,6 @@ class Controller:
         self.counters = Counters(**state["counters"])
         self.recent.restore(state["recent"])
         self.detector.restore(state["detector"])
-        self.open, self.waiting = _draft(state["open"]), _draft(state["waiting"])
+        self.open, self.waiting = (Draft.restored(state[name]) for name in ("open", "waiting"))
         self.training = training
         return [*([e.Train(training)] if training else []), *self._next()]
-
-
-def _grouped(rows: list[Taken]) -> tuple[Rows, ...]:
-    """The rows to train on, by file, in order of arrival."""
-    files: dict[str, list[int]] = {}
-    for row in rows:
-        if not row.heldout:
-            files.setdefault(row.key, []).append(row.row)
-    return tuple(Rows(key, tuple(numbers)) for key, numbers in files.items())
-
-
-def _draft(state: Mapping[str, Any] | None) -> Draft | None:
-    if state is None:
-        return None
-    return Draft(
-        state["task"],
-        [Taken(*row) for row in state["rows"]],
-        state["since"],
-        state["closes_task"],
-        tuple(state["known"]),
-    )

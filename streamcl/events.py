@@ -1,4 +1,7 @@
-"""What the controller is told (events) and what it asks for (actions). All frozen; all may arrive twice."""
+"""What the controller is told (events) and what it asks for (actions). All frozen.
+
+Every event may arrive twice but Arrived, which comes once for each Pull, in order.
+"""
 
 from __future__ import annotations
 

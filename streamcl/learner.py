@@ -17,8 +17,9 @@ from streamcl import events as e
 from streamcl.config import Config
 from streamcl.controller import Controller
 from streamcl.errors import StoreError
-from streamcl.registry.backends import CommitStore, open_store, probe
+from streamcl.registry.backends import CommitStore, probe
 from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.types import Version, Window
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Learner:
         log = Log(store)
         owner = f"{self.config.name}-{uuid.uuid4().hex[:12]}"
         log.acquire(owner)
-        ours = start_ray(self.config)
-        runtime = Runtime(self.config, log, key=reservoir_key(self.config, store), owner=owner, ray_is_ours=ours)
+        start_ray(self.config)
+        runtime = Runtime(self.config, log, key=reservoir_key(self.config, store), owner=owner)
         try:
             yield from self._loop(runtime, watch)
         finally:

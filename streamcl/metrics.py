@@ -18,9 +18,9 @@ DEFINITIONS = {
     "imd": "mean over tasks right after each was learned (Imd, MFT)",
     "avg": "mean over tasks of the mean from being learned to the end (HiDe, Octopus)",
     "maa": "mean over time of the mean over tasks met so far (MCITlib)",
-    "bwt": "mean change since being learned, over all tasks but the last (GEM, MCITlib)",
+    "bwt": "mean change since being learned, over all tasks but one learned last (GEM, MCITlib)",
     "bwt_octopus": "last - imd: the same over all T tasks (Octopus)",
-    "forgetting": "mean drop from the best score ever to the last (Chaudhry)",
+    "forgetting": "mean drop from the best score since being learned to the last (Chaudhry)",
     "forgetting_avalanche": "mean drop from the score when learned to the last (Avalanche)",
     "fwt": "mean gain over zero-shot on a task just before it is learned",
 }
@@ -43,7 +43,7 @@ def summarize(
         "maa": np.mean([a_TC[rows, t].mean() for t, rows in enumerate(met) if rows]),
     }
     if tasks > 1:
-        old = [i for i in range(tasks) if learned[i] < max(learned)]
+        old = [i for i in range(tasks) if learned[i] < a_TC.shape[1] - 1]
         values["bwt"] = (last - imd)[old].mean()
         values["bwt_octopus"] = (last - imd).mean()
         values["forgetting"] = np.mean([later[i].max() - last[i] for i in old])

@@ -91,7 +91,8 @@ def summary(log: Log, *, seconds: Mapping[str, float], requests: Mapping[str, in
     if result is not None:
         table = [[None if np.isnan(value) else float(value) for value in row] for row in result.a_TC]
         described = {"matrix": {"tasks": result.tasks, "after": result.columns, "scores": table}}
-        described |= {"zero_shot": result.zero_shot, **result.metrics()}
+        named = {name: None if np.isnan(value) else value for name, value in result.metrics().items()}
+        described |= {"zero_shot": result.zero_shot, **named}
     return {
         **described,
         "windows": sum(1 for record in log.lineage() if record.kind == "window"),

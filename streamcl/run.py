@@ -16,8 +16,8 @@ from rich.console import Console
 from streamcl import console as screen
 from streamcl.config import Config, load
 from streamcl.learner import Learned, Learner, resolve
-from streamcl.registry.backends import open_store
 from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.report import draw, matrix, summary, versions_of
 from streamcl.serve.client import Asked, Asker, ask, audit
@@ -32,7 +32,7 @@ def run_to_the_end(learner: Learner, *, quiet: bool = False) -> dict[str, Any]:
 
     `quiet`: progress goes to standard error, so that standard output is free.
     """
-    console = Console(stderr=quiet)
+    console = Console(stderr=quiet, soft_wrap=True)
     config = learner.config
     questions = _questions(config)
     asker = _asker(learner, questions)
@@ -60,15 +60,14 @@ def serve_until_stopped(config: Config) -> None:
     """Starts the endpoint and lets it follow the registry until Ctrl-C."""
     from streamcl.cluster import runtime, server
 
-    ours = runtime.start_ray(config)
+    runtime.start_ray(config)
     server.start(config)
     where = f"http://{config.serve.host}:{config.serve.port}/v1"
     Console().print(f"[bold]{config.name}[/] answers at {where}  (Ctrl-C ends)")
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
-    except KeyboardInterrupt:
-        runtime.stop_ray(ours)
+    runtime.stop_ray()
 
 
 def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:

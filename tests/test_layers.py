@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"train"},
     {"registry", "serve"},
     {"events"},
+    {"window"},
     {"controller"},
     {"config"},
     {"cluster"},
@@ -260,6 +261,8 @@ def test_the_checker_finds_libraries_circles_and_length(tmp_path: Path) -> None:
 
 
 def test_a_package_in_order_passes(tmp_path: Path) -> None:
-    package = plant(tmp_path, **{"train/a": "from streamcl.store import x\nfrom streamcl.errors import y\nimport raytrace"})
+    package = plant(
+        tmp_path, **{"train/a": "from streamcl.store import x\nfrom streamcl.errors import y\nimport raytrace"}
+    )
     assert wrong_ways(package) + misplaced(package, {"ray"}, ("cluster/",)) + too_long(package) == []
     assert cycles(package.edges) == []

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ def folder_bytes(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_task_has_balanced_samples_of_the_schema_with_small_pictures(name: str) -> None:
     for split, rows in (("train", 1200), ("test", 300)):
-        table = zoo.load_task(name, split)  # type: ignore[arg-type]
+        table = zoo.load_task(name, split)
         assert (table.schema, table.num_rows) == (SAMPLE_SCHEMA, rows)
         samples = from_batch(table)
         answers = [sample.answer for sample in samples]
@@ -163,7 +164,7 @@ def test_importing_the_zoo_imports_no_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[object, object]:
+def small() -> tuple[Any, Any]:
     """The model in float32 and the processor of zoo:small, loaded without a network as any streamcl part loads them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -174,11 +175,11 @@ def small() -> tuple[object, object]:
     return AutoModelForImageTextToText.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
 
 
-def test_the_checkpoint_answers_a_question_about_an_image(small) -> None:  # type: ignore[no-untyped-def]
+def test_the_checkpoint_answers_a_question_about_an_image(small: tuple[Any, Any]) -> None:
     import torch
 
     model, processor = small
-    samples = from_batch(zoo.load_task("counting", "test").slice(0, 50))
+    samples = from_batch(zoo.load_task("digits", "test").slice(0, 50))
     prompts = [
         processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.messages[0].text}]}],
@@ -193,10 +194,10 @@ def test_the_checkpoint_answers_a_question_about_an_image(small) -> None:  # typ
     answers = processor.batch_decode(told, skip_special_tokens=True)
     right = sum(answer == sample.answer for answer, sample in zip(answers, samples, strict=True))
     assert model.dtype == torch.float32
-    assert right / len(samples) > 0.25  # chance is .20 for who knows the five words, and 0 for who does not
+    assert right / len(samples) > 0.3  # chance is .10
 
 
-def test_a_whole_conversation_is_its_prompt_and_the_answer_and_the_end(small) -> None:  # type: ignore[no-untyped-def]
+def test_a_whole_conversation_is_its_prompt_and_the_answer_and_the_end(small: tuple[Any, Any]) -> None:
     _, processor = small
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Read the digit."}]}
     told = {"role": "assistant", "content": [{"type": "text", "text": "seven"}]}
@@ -204,7 +205,7 @@ def test_a_whole_conversation_is_its_prompt_and_the_answer_and_the_end(small) ->
     assert processor.apply_chat_template([asked, told]) == prompt + "seven" + processor.tokenizer.eos_token
 
 
-def test_the_tokenizer_returns_every_text_of_the_zoo_and_plain_english(small) -> None:  # type: ignore[no-untyped-def]
+def test_the_tokenizer_returns_every_text_of_the_zoo_and_plain_english(small: tuple[Any, Any]) -> None:
     tokenizer = small[1].tokenizer
     texts = [text for asked in INSTRUCTIONS.values() for text in asked]
     texts += [answer for task in zoo.TASKS.values() for answer in task.classes]
@@ -215,7 +216,7 @@ def test_the_tokenizer_returns_every_text_of_the_zoo_and_plain_english(small) ->
         assert not set(ids) & set(tokenizer.all_special_ids)
 
 
-def test_the_tower_shows_sixteen_places_and_its_last_layer(small) -> None:  # type: ignore[no-untyped-def]
+def test_the_tower_shows_sixteen_places_and_its_last_layer(small: tuple[Any, Any]) -> None:
     import torch
 
     model, _ = small

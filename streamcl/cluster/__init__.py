@@ -1,1 +1,9 @@
 """Does the controller's actions on Ray. The only folder that imports ray; its actors are thin."""
+
+import os
+
+# Ray reads these when it is imported, which only this folder does.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # it also limits how often a worker may report
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more per run, of use on spot machines
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")

@@ -13,7 +13,7 @@ import torch
 from streamcl.cluster import media
 from streamcl.config import Config
 from streamcl.events import Arrival
-from streamcl.registry.backends import open_store
+from streamcl.registry.stores import open_store
 from streamcl.store.keyed import derive, siphash
 from streamcl.store.reservoir import Reservoir
 from streamcl.stream.base import NO_ROWS, Merged, Polled

@@ -10,8 +10,8 @@ import ray
 
 from streamcl.config import Config
 from streamcl.events import Freeze
-from streamcl.registry.backends import open_store
 from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.store.reservoir import Reservoir
 from streamcl.types import Rows
 

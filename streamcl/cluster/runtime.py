@@ -18,15 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # these are read when ray is imported
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # it also limits how often a worker may report
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # said aloud, for every Ray that we start or join
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-
 import ray
 import ray.exceptions
-from ray import serve
 
 from streamcl import events as e
 from streamcl.cluster import server
@@ -44,32 +37,29 @@ TICK_S = 0.5
 """How often the controller hears the time when nothing else happens."""
 
 
-def start_ray(config: Config) -> bool:
-    """Joins the cluster that `ray.address` or RAY_ADDRESS names, or starts a Ray here. True if it is ours to stop."""
+def start_ray(config: Config) -> None:
+    """Joins the cluster that `ray.address` or RAY_ADDRESS names, or starts a Ray here. `ray.shutdown` ends either."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "streamcl"}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if address:
         ray.init(address=address, **quiet)
-        return False
+        return
     cpus = config.ray.cpus or max(4, os.cpu_count() or 1)
     ray.init(num_cpus=cpus, include_dashboard=config.ray.dashboard, **quiet)
-    return True
 
 
-def stop_ray(ours: bool) -> None:
-    """Ends the endpoint and Ray if they are `ours`; leaves a cluster otherwise."""
-    if ours:
-        serve.shutdown()
+def stop_ray() -> None:
+    """Leaves Ray. Of a Ray that `start_ray` started nothing is left; on a cluster the endpoint goes on answering."""
     ray.shutdown()
 
 
 class Runtime:
     """The hands of one learner. Mutable; for one thread."""
 
-    def __init__(self, config: Config, log: Log, *, key: bytes, owner: str, ray_is_ours: bool) -> None:
+    def __init__(self, config: Config, log: Log, *, key: bytes, owner: str) -> None:
         """`key`: the reservoir's secret. `owner`: unique for this start of the learner. Ray must be running."""
-        self.config, self.log, self.key, self.ray_is_ours = config, log, key, ray_is_ours
+        self.config, self.log, self.key = config, log, key
         self.registry = Registry(log, config.name)
         self.base_digest = base_digest(config.model.path)
         self.inbox: queue.Queue[Callable[[], list[e.Event]]] = queue.Queue()
@@ -129,13 +119,13 @@ class Runtime:
                 pass
 
     def close(self) -> None:
-        """Ends actors and workers; on a Ray of our own the endpoint and Ray too."""
+        """Ends actors and workers, and leaves Ray."""
         self.trainer.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
         for actor in (self.ingest, self.replay):
             if actor is not None:
                 ray.kill(actor)
-        stop_ray(self.ray_is_ours)
+        stop_ray()
 
     # -- one method an action ------------------------------------------------------------------------------------------
 

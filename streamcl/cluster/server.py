@@ -16,8 +16,8 @@ from ray import serve
 
 from streamcl.config import Config
 from streamcl.errors import ConfigError
-from streamcl.registry.backends import open_store
 from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.serve.engine import Engine, Request, Response
 from streamcl.serve.openai import build_app

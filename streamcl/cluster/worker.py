@@ -11,8 +11,8 @@ from torch import nn
 from streamcl.cluster import media
 from streamcl.config import Config
 from streamcl.events import TrainResult
-from streamcl.registry.backends import open_store
 from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.store.memory import TaskMemory
 from streamcl.stream import Files

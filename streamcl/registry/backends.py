@@ -24,7 +24,6 @@ TRIES = 8
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*(/[A-Za-z0-9_][A-Za-z0-9._=-]*)*")
 _TMP = ".tmp"  # no key can start with a dot, so no key can lie here
-_OBJECT_STORES = re.compile(r"(s3|s3a|gs|gcs)://[^:?#]+")
 
 
 class CommitStore(Protocol):
@@ -187,17 +186,6 @@ def _put_unique(store: CommitStore, prefix: str, data: bytes, suffix: str) -> st
     key = f"{prefix}/{uuid7()}-{sha256(data)[:12]}.{suffix}"
     settle(store, key, data)
     return key
-
-
-def open_store(url: str) -> CommitStore:
-    """The store at a folder (`runs/a`, `file:///runs/a`) or in a bucket (`s3://bucket/runs/a`, `gs://…`)."""
-    if _OBJECT_STORES.fullmatch(url):
-        from streamcl.registry.objectstore import FsspecStore
-
-        return FsspecStore(url)
-    if "://" in url.removeprefix("file://") or "::" in url:
-        raise StoreError(f"store {url!r} is not supported: give a folder, file:///folder, s3://bucket/path or gs://bucket/path")
-    return LocalStore(url.removeprefix("file://"))
 
 
 def probe(store: CommitStore) -> None:

@@ -19,6 +19,8 @@ from streamcl.store.keyed import Hashes
 Objects = npt.NDArray[np.object_]
 _LN2 = float.fromhex("0x1.62e42fefa39efp-1")
 _TERMS = 11
+_PIECES = 64
+"""Batches that wait to be sorted in: late in a stream each brings a row or two, and small arrays cost more than their rows."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class BottomK:
         """Take in rows. Those of rank above `bound` may be left out by the caller: they change nothing."""
         self._pending.append(rows)
         self._waiting += len(rows)
-        if self._waiting >= self.capacity:
+        if self._waiting >= self.capacity or len(self._pending) >= _PIECES:
             self.rows()
 
     def rows(self) -> Columns:

@@ -14,6 +14,9 @@ class Recent:
         self.horizon = horizon
         self._seen: dict[int, None] = {}
 
+    def __contains__(self, id_hash: int) -> bool:
+        return id_hash in self._seen
+
     def add(self, id_hash: int) -> bool:
         """Remembers the hash. False if it was there already."""
         if id_hash in self._seen:

@@ -14,8 +14,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from streamcl.errors import BadName, StoreError
-from streamcl.registry.backends import TRIES, CommitStore, LocalStore, open_store, probe, settle, uuid7
+from streamcl.registry.backends import TRIES, CommitStore, LocalStore, probe, settle, uuid7
 from streamcl.registry.objectstore import FsspecStore
+from streamcl.registry.stores import open_store
 
 from .stores import FaultyStore, MemoryStore, Overwriting
 

@@ -46,14 +46,15 @@ def everything(reservoir: Reservoir) -> set[tuple[str, int]]:
     shards=st.sampled_from([1, 3, 8]),
     repeats=st.integers(1, 4),
     per_source=st.sampled_from([1.0, 0.3]),
+    capacity=st.sampled_from([4, 40]),
     seed=st.integers(0, 2**32),
 )
 def test_state_is_the_same_for_any_shards_order_repeats_and_restarts(
-    n: int, shards: int, repeats: int, per_source: float, seed: int
+    n: int, shards: int, repeats: int, per_source: float, capacity: int, seed: int
 ) -> None:
-    names = [f"{'ab'[i % 7 == 0]}/{i}" for i in range(n)]
+    names = [f"{'abcde'[i % 5]}/{i}" for i in range(n)]
     chance = random.Random(seed)
-    parts = [Reservoir(40, key=KEY, per_source=per_source) for _ in range(shards)]
+    parts = [Reservoir(capacity, key=KEY, per_source=per_source) for _ in range(shards)]
     deliveries = [name for name in names for _ in range(chance.randint(1, repeats))]
     chance.shuffle(deliveries)
     for at in range(0, len(deliveries), 50):
@@ -62,13 +63,13 @@ def test_state_is_the_same_for_any_shards_order_repeats_and_restarts(
             give(part, [name for name in some if int(name.split("/")[1]) % shards == shard])
         if chance.random() < 0.3:  # one shard dies and comes back from its snapshot
             dead = chance.randrange(shards)
-            again = Reservoir(40, key=KEY, per_source=per_source)
+            again = Reservoir(capacity, key=KEY, per_source=per_source)
             again.restore(parts[dead].snapshot())
             parts[dead] = again
     chance.shuffle(parts)
     for part in parts[1:]:
         parts[0].merge(part)
-    assert parts[0].snapshot() == offered(names, per_source=per_source).snapshot()
+    assert parts[0].snapshot() == offered(names, capacity=capacity, per_source=per_source).snapshot()
 
 
 @pytest.mark.parametrize("per_source", [1.0, 0.3])
@@ -210,6 +211,9 @@ def test_a_merge_keeps_the_lower_threshold() -> None:
     give(empty, ids(2000, "a"))
     assert everything(empty) == everything(offered(ids(2000, "a"), capacity=100, heldout=0.0))
     assert len(empty) == 100  # and not the next hundred, which were let go
+    above = offered(ids(200, "c"), capacity=1000, heldout=0.0)
+    above.merge(full)
+    assert 0 < len(above) < 50  # rows above the threshold of the other cannot stay
 
 
 def test_heavier_rows_are_kept_more_often() -> None:

@@ -155,6 +155,21 @@ def test_directions_turn_no_further_than_the_angle_certificate(k: int) -> None:
     assert fed(flat(0)).angle(3) == 1.0  # no gap: nothing is known, and it says so
 
 
+def test_the_angle_certificate_holds_on_300_small_streams_and_is_not_far_from_the_truth() -> None:
+    ratios = []
+    for seed in range(300):
+        g = torch.Generator().manual_seed(seed)
+        dim, size = 3 + seed % 3, 1 + seed % 2
+        rows = torch.randn(20, dim, generator=g, dtype=torch.float64) * torch.rand(dim, generator=g).double() ** 3
+        subspace = fed(rows, size=size)
+        true = torch.linalg.svd(rows, full_matrices=False).Vh[:1]
+        mine = torch.linalg.svd(subspace.snapshot()["sketch"], full_matrices=False).Vh[:1]
+        sine = float((true - true @ mine.T @ mine).norm())
+        assert sine <= subspace.angle(1) + 1e-7
+        ratios.append(sine / subspace.angle(1) if sine > 1e-6 else 0.0)
+    assert max(ratios) > 0.1
+
+
 def test_one_huge_row_counts_as_one_row() -> None:
     g = torch.Generator().manual_seed(0)
     subspace = Subspace(10, rows=4)

@@ -1,0 +1,109 @@
+"""What a task looks like: a bounded uniform sample of it, in random Fourier features of its own metric.
+
+Shapes: N points of the sample, B rows, F frequencies, M = 2 F features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from streamcl.detect.base import pack, unpack
+
+
+class Reference:
+    """A uniform sample of a task's projected embeddings, and the kernel to compare rows with it. Mutable.
+
+    The first rows give only the metric (mean, shrunken whitening) and are not compared with anything; the next ones open
+    the sample and give the bandwidth by the median rule. So, given the metric, a sample of N points and a newcomer from the
+    same task are exchangeable: that is all that the calibration in `evidence.py` needs.
+    """
+
+    mean_F: np.ndarray
+    whiten_FF: np.ndarray
+    bandwidth: np.float32
+    points_NF: np.ndarray
+    """Centred projections in half precision: what is kept is what is compared, so a restored reference is the same one."""
+    rows_N: np.ndarray
+    """The stream's row that each point was, to take points back when a boundary turns out to lie before them."""
+    seen: int
+    """Rows that the points were drawn from."""
+
+    def __init__(self, metric_BF: np.ndarray, opening_BF: np.ndarray, *, first_row: int) -> None:
+        self.mean_F = metric_BF.mean(axis=0)
+        self.whiten_FF = _whitening(metric_BF - self.mean_F).astype(np.float16)
+        self.points_NF = (opening_BF - self.mean_F).astype(np.float16)
+        self.rows_N = first_row + np.arange(len(opening_BF))
+        self.seen = len(opening_BF)
+        self.bandwidth = _median_distance(self.points_NF.astype(np.float32) @ self.whiten_FF.astype(np.float32))
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self.points_NF)
+
+    def features(self, projected_BF: np.ndarray) -> np.ndarray:
+        """Rows as unit vectors [B, M] whose inner products are the kernel."""
+        return self._features(projected_BF - self.mean_F)
+
+    def absorb(self, projected_BF: np.ndarray, *, first_row: int, capacity: int, random: np.random.Generator) -> None:
+        """Makes the points a uniform sample of at most `capacity` rows out of those seen before and these (algorithm R)."""
+        points_BF = (projected_BF - self.mean_F).astype(np.float16)
+        rows_B = first_row + np.arange(len(points_BF))
+        room = max(0, min(capacity - len(self), len(points_BF)))
+        self.points_NF = np.concatenate([self.points_NF, points_BF[:room]])
+        self.rows_N = np.concatenate([self.rows_N, rows_B[:room]])
+        places_B = random.integers(self.seen + 1 + np.arange(len(points_BF)))
+        for row in range(room, len(points_BF)):
+            if places_B[row] < capacity:
+                self.points_NF[places_B[row]], self.rows_N[places_B[row]] = points_BF[row], rows_B[row]
+        self.seen += len(points_BF)
+        if room or (places_B < capacity).any():
+            self._refresh()
+
+    def forget(self, *, from_row: int) -> None:
+        """Takes back the points of rows from `from_row` on."""
+        keep_N = self.rows_N < from_row
+        self.points_NF, self.rows_N = self.points_NF[keep_N], self.rows_N[keep_N]
+        self.seen -= int((~keep_N).sum())
+        self._refresh()
+
+    def snapshot(self) -> dict[str, Any]:
+        arrays = {name: pack(getattr(self, name)) for name in ("mean_F", "whiten_FF", "points_NF", "rows_N")}
+        return {**arrays, "bandwidth": float(self.bandwidth), "seen": self.seen}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Reference:
+        reference = cls.__new__(cls)
+        for name in ("mean_F", "whiten_FF", "points_NF", "rows_N"):
+            setattr(reference, name, unpack(state[name]))
+        reference.bandwidth, reference.seen = np.float32(state["bandwidth"]), state["seen"]
+        reference._refresh()
+        return reference
+
+    def _features(self, centred_BF: np.ndarray) -> np.ndarray:
+        angles_BF = (centred_BF @ self._whiten_FF) / self.bandwidth
+        features_BM: np.ndarray = np.concatenate([np.cos(angles_BF), np.sin(angles_BF)], axis=1)
+        return features_BM / np.float32(np.sqrt(angles_BF.shape[1]))
+
+    def _refresh(self) -> None:
+        self._whiten_FF = self.whiten_FF.astype(np.float32)
+        self.features_NM = self._features(self.points_NF.astype(np.float32))
+        self.mean_M = self.features_NM.sum(axis=0) / np.float32(max(len(self), 1))
+        self.similarity_N = len(self) * (self.features_NM @ self.mean_M) - 1
+        """Each point's kernel with all others, summed."""
+
+
+def _whitening(centred_BF: np.ndarray) -> np.ndarray:
+    """(C + c 1)^(-1/2) with C the rows' covariance and c its mean eigenvalue: few rows cannot be trusted with less."""
+    values_F, vectors_FF = np.linalg.eigh(centred_BF.T @ centred_BF / len(centred_BF))
+    floor = max(float(values_F.mean()), 1e-8)  # equal rows: any difference from them is large, none of them is odd
+    whitening_FF: np.ndarray = (vectors_FF / np.sqrt(np.maximum(values_F, 0) + floor)) @ vectors_FF.T
+    return whitening_FF
+
+
+def _median_distance(points_NF: np.ndarray) -> np.float32:
+    squares_N = (points_NF**2).sum(axis=1)
+    squared_NN = squares_N[:, None] + squares_N[None, :] - 2 * points_NF @ points_NF.T
+    median = float(np.median(squared_NN[np.triu_indices(len(points_NF), 1)]))
+    return np.float32(np.sqrt(max(median, 1e-8)))
