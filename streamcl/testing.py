@@ -1,7 +1,9 @@
-"""Parts that play a role in tests: pure, deterministic, without files or network."""
+"""Parts for tests and benches: a source made of lists, and the end of a process tree."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,3 +47,17 @@ class ListReader:
         self.position += len(rows)
         good = [row for row in rows if isinstance(row, Sample)]
         return Polled(to_batch(good), tuple(row for row in rows if isinstance(row, DeadLetter)))
+
+
+def kill_tree(pid: int) -> int:
+    """SIGKILL to a process and everything that it started, all at once; how many they were."""
+    import psutil
+
+    root = psutil.Process(pid)
+    tree = [root, *root.children(recursive=True)]
+    for sign in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: nobody may react to another's death
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(sign)
+    psutil.wait_procs(tree, timeout=10)
+    return len(tree)

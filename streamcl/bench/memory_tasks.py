@@ -89,9 +89,9 @@ def simulate(root: Path, *, tasks: int, budget: bool, every: int, seed: int = 0)
         if (task + 1) % every == 0:
             read, row["read_s"] = _timed(disk.read)
             assert read.nbytes == memory.nbytes
+        if merged := memory.meta.get("merged"):
+            row |= {"merged_adapters": merged["adapters"], "merged_error": merged["error"]}
         rows.append(row)
-    if budget:
-        rows[-1]["stated"] = memory.meta["merged"]
     return rows
 
 

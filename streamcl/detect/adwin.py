@@ -1,4 +1,4 @@
-"""Boundaries where the mean of one scalar rises: River's ADWIN on the loss, or on the distance from where the task began."""
+"""Boundaries where the mean of one scalar rises: River's ADWIN on the loss, or on the distance from its start."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ LONGEST = 65_536
 class Adwin:
     """Adaptive windowing.  Bifet and Gavaldà, SDM 2007.  Needs the extra `adwin` (river).
 
-    Assumes that a new task shows as a rise of the scalar: a loss that falls while the task is learned is no boundary. Does
-    not recognise tasks that return. Interleaved producers are one task if they alternate faster than ADWIN's window.
+    Assumes that a new task shows as a rise of the scalar: a loss that falls while the task is learned is no boundary.
+    Does not recognise tasks that return. Interleaved producers are one task if they
+    alternate faster than ADWIN's window.
     """
 
     watch: Literal["distance", "loss"] = "distance"
-    """"distance": of the embedding from the mean of the task's first `warm_up` ones. "loss": before training on the sample."""
+    """"distance": of the embedding from the mean of the task's first `warm_up`. "loss": before it is trained on."""
     delta: float = 0.002
     """ADWIN's confidence. Not a false-alarm rate of the stream: see `mmd` for one."""
     warm_up: int = 64
@@ -46,6 +47,7 @@ class AdwinDetector:
         self.settings = settings
         self.lag = settings.lag
         self.started = False
+        self.mean_D: np.ndarray | None = None
         self._begin_task()
 
     def update(self, seen: Observations) -> Boundary | None:
@@ -80,7 +82,7 @@ class AdwinDetector:
     def _begin_task(self) -> None:
         self.adwin = _river_adwin(self.settings.delta)
         self.scalars: list[float] = []
-        self.mean_D: np.ndarray | None = None
+        self.mean_D = None
         self.count = 0
 
     def _scalar(self, seen: Observations, row: int) -> float | None:

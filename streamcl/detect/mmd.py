@@ -16,7 +16,7 @@ from streamcl.detect.reference import Reference
 from streamcl.errors import ConfigError
 
 BLOCK = 32
-"""Rows are compared in blocks that begin at multiples of this and are always computed whole: batching changes no bit."""
+"""Rows are compared in blocks that begin at multiples of this, always computed whole: batching changes no bit."""
 GUARD = 64
 """Rows that must follow a row before it joins the reference."""
 LOT = 128
@@ -27,28 +27,29 @@ LOT = 128
 class Mmd:
     """Online kernel two-sample test between recent samples and the current task's reference, calibrated by ranks.
 
-    Random Fourier features as in NEWMA (Keriven et al., arXiv:1805.08061), windows of several lengths as in online kernel
-    CUSUM (Wei and Xie, arXiv:2211.15070), threshold as in `evidence.py`. Assumes that samples of one task arrive shuffled.
+    Random Fourier features as in NEWMA (Keriven et al., arXiv:1805.08061), windows of several lengths as in online
+    kernel CUSUM (Wei and Xie, arXiv:2211.15070), threshold as in `evidence.py`. Assumes that samples of one task arrive
+    shuffled.
 
-    A change is one boundary, at the sample where the statistic places it. A gradual change is one boundary too, inside the
-    transition: what is found within `shortest` samples of a boundary, and is no known task, is the same change still going
-    on, and only renews the reference. Producers that are interleaved finely (at random, or in turns of a few samples) form
-    one task, the mixture; turns longer than about `cool_down` + `confirm` samples are boundaries, recognised as returns.
-    When one of two finely mixed producers stops, that is a boundary to a task of its own.
+    A change is one boundary, at the sample where the statistic places it. A gradual change is one boundary too, inside
+    the transition: what is found within `shortest` samples of a boundary, and is no known task, is the same change
+    still going on, and only renews the reference. Producers that are interleaved finely (at random, or in turns of a few
+    samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are boundaries,
+    recognised as returns. When one of two finely mixed producers stops, that is a boundary.
     """
 
     false_alarm_every: int = 10_000
-    """Samples between false alarms, on average, while one task goes on."""
+    """Samples between false alarms, on average, while one task goes on. A second look makes boundaries rarer still."""
     warm_up: int = 128
     """Samples at the start of a new task that only teach what it looks like; a change among them is not seen."""
     cool_down: int = 32
     """Samples after a boundary during which no alarm is raised."""
     shortest: int = 256
-    """Shortest new task: an alarm sooner than this after the last boundary begins no new one; a known task may return sooner."""
+    """Shortest new task: sooner after a boundary than this, no other new one begins; a known task may return."""
     confirm: int = 64
     """Samples of the new task on which it must be rejected as every stored one, or else is taken for the nearest."""
     second_look: bool = True
-    """An alarm is a boundary only if the next `confirm` samples, taken alone, raise it again; without, every alarm is one."""
+    """An alarm is a boundary only if it is raised again by the next `confirm` samples alone; else each alarm is one."""
     lag: int = 192
     """How far back the beginning of the task may lie."""
     frequencies: int = 128
@@ -57,10 +58,10 @@ class Mmd:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.false_alarm_every >= 100 and self.warm_up >= 64 and 1 <= self.confirm <= self.lag):
-            raise ConfigError(f"{self}: needs false_alarm_every >= 100, warm_up >= 64 and 1 <= confirm <= lag")
-        if not (self.reference >= self.warm_up and self.cool_down >= 0 and self.shortest >= 0 and self.frequencies >= 8):
-            raise ConfigError(f"{self}: needs reference >= warm_up, frequencies >= 8, cool_down and shortest >= 0")
+        if not (self.false_alarm_every >= 2 * self.shortest > 0 and self.warm_up >= 64 and self.cool_down >= 0):
+            raise ConfigError(f"{self}: needs false_alarm_every >= 2 shortest > 0, warm_up >= 64 and cool_down >= 0")
+        if not (1 <= self.confirm < self.lag and self.reference >= 2 * self.warm_up and self.frequencies >= 8):
+            raise ConfigError(f"{self}: needs 1 <= confirm < lag, reference >= 2 warm_up and frequencies >= 8")
 
     def build(self) -> MmdDetector:
         return MmdDetector(self)
@@ -72,7 +73,7 @@ class MmdDetector:
     def __init__(self, settings: Mmd) -> None:
         self.settings = settings
         self.lag = settings.lag
-        self.limit = threshold(settings.false_alarm_every)
+        self.limit = threshold(settings.false_alarm_every, silent=settings.shortest)
         self.frequencies_DF: np.ndarray | None = None
         self.recent_BF = np.zeros((0, settings.frequencies), np.float32)
         """Projections of the rows before `row`, the latest last."""
@@ -157,8 +158,8 @@ class MmdDetector:
         padded_BF = np.zeros((size, self.settings.frequencies), np.float32)
         padded_BF[: stop - start] = self._rows(start, stop)
         blocks = range(start // BLOCK, (start + size - 1) // BLOCK + 1)
-        draws_BC = np.concatenate([np.random.default_rng((self.settings.seed, b)).random((BLOCK, CHANNELS)) for b in blocks])
-        uniforms_BC = draws_BC[start % BLOCK :][:size]
+        draws = [np.random.default_rng((self.settings.seed, block)).random((BLOCK, CHANNELS)) for block in blocks]
+        uniforms_BC = np.concatenate(draws)[start % BLOCK :][:size]
         return evidence.weigh(reference, reference.features(padded_BF), uniforms_BC, limit=self.limit)[: stop - start]
 
     def _decide(self) -> Boundary | None:
@@ -209,7 +210,7 @@ class MmdDetector:
             self.absorbed = ready
 
     def _identify(self) -> Boundary | None:
-        """The boundary that an alarm leads to. None: still open, dismissed (no alarm then), or renewed (no reference then)."""
+        """The boundary that an alarm leads to. None: open, dismissed (alarm gone), or renewed (reference gone)."""
         assert self.alarm is not None
         at, starts = self.alarm
         left = self._left()
@@ -218,21 +219,22 @@ class MmdDetector:
                 self.alarm, self.evidence = None, Evidence(2 * self.settings.frequencies)
                 self.checked = at + 1 + self.settings.confirm
             return None
-        first = max(starts, at + 1 - self.settings.confirm)
-        stop = min(self.row, first + self.settings.confirm)
+        confirm = self.settings.confirm
+        first = max(starts, at + 1 - confirm)
+        stop = min(self.row, first + confirm)
         worst = {}  # each stored task's largest statistic up to each row
         for name, reference in self.tasks.items():
-            ratios_BCT = self._weigh(Evidence(2 * self.settings.frequencies), reference, first, stop, self.settings.confirm)
+            ratios_BCT = self._weigh(Evidence(2 * self.settings.frequencies), reference, first, stop, confirm)
             worst[name] = np.maximum.accumulate(ratios_BCT.mean(axis=(1, 2)))
         alike_B = sum((worst_B < self.limit for worst_B in worst.values()), np.zeros(stop - first, bool))
         if not alike_B.all():
             return self._turn(max(first + int(np.argmin(alike_B)), left), starts, None)
-        if stop < first + self.settings.confirm:
+        if stop < first + confirm:
             return None
         return self._turn(max(stop - 1, left), starts, min(worst, key=lambda name: float(worst[name][-1])))
 
     def _left(self) -> int | None:
-        """The row at which it was settled, by the second look, that the samples since the alarm are not the current task's."""
+        """The row at which the second look settled that the samples since the alarm are not the current task's."""
         assert self.alarm is not None
         assert self.current is not None
         at, starts = self.alarm
@@ -246,7 +248,7 @@ class MmdDetector:
         return at + 1 + int(np.argmax(again_B)) if again_B.any() else None
 
     def _turn(self, at: int, starts: int, task: str | None) -> Boundary | None:
-        """Leaves the current task at `starts`: for `task`, or a new one, or, too soon after a boundary, for itself anew."""
+        """Leaves the current task at `starts` for `task`, a new one, or, too soon after a boundary, for itself anew."""
         assert self.current is not None
         renewed = task is None and starts < self.renew_until
         self.alarm, self.quiet_until = None, at + 1 + self.settings.cool_down

@@ -15,16 +15,16 @@ from streamcl.detect.base import pack, unpack
 class Reference:
     """A uniform sample of a task's projected embeddings, and the kernel to compare rows with it. Mutable.
 
-    The first rows give only the metric (mean, shrunken whitening) and are not compared with anything; the next ones open
-    the sample and give the bandwidth by the median rule. So, given the metric, a sample of N points and a newcomer from the
-    same task are exchangeable: that is all that the calibration in `evidence.py` needs.
+    The first rows give only the metric (mean, shrunken whitening) and are not compared with anything; the next ones
+    open the sample and give the bandwidth by the median rule. So, given the metric, a sample of N points and a newcomer from
+    the same task are exchangeable: that is all that the calibration in `evidence.py` needs.
     """
 
     mean_F: np.ndarray
     whiten_FF: np.ndarray
     bandwidth: np.float32
     points_NF: np.ndarray
-    """Centred projections in half precision: what is kept is what is compared, so a restored reference is the same one."""
+    """Centred projections in half precision: what is kept is what is compared, so restoring changes nothing."""
     rows_N: np.ndarray
     """The stream's row that each point was, to take points back when a boundary turns out to lie before them."""
     seen: int
@@ -47,7 +47,7 @@ class Reference:
         return self._features(projected_BF - self.mean_F)
 
     def absorb(self, projected_BF: np.ndarray, *, first_row: int, capacity: int, random: np.random.Generator) -> None:
-        """Makes the points a uniform sample of at most `capacity` rows out of those seen before and these (algorithm R)."""
+        """Makes the points a uniform sample of at most `capacity` of the rows seen before and these (algorithm R)."""
         points_BF = (projected_BF - self.mean_F).astype(np.float16)
         rows_B = first_row + np.arange(len(points_BF))
         room = max(0, min(capacity - len(self), len(points_BF)))

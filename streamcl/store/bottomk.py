@@ -20,7 +20,7 @@ Objects = npt.NDArray[np.object_]
 _LN2 = float.fromhex("0x1.62e42fefa39efp-1")
 _TERMS = 11
 _PIECES = 64
-"""Batches that wait to be sorted in: late in a stream each brings a row or two, and small arrays cost more than their rows."""
+"""Batches that may wait to be sorted in. Late in a stream each brings a row or two, in arrays larger than that."""
 
 
 @dataclass(frozen=True)

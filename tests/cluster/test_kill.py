@@ -15,6 +15,7 @@ from runs import settings, start, write_yaml
 
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
+from streamcl.testing import kill_tree
 
 pytestmark = pytest.mark.chaos
 TRAIN, WINDOW = 48, 32
@@ -43,18 +44,6 @@ def wait_for_window(store: Path, number: int, run: subprocess.Popen[str]) -> Non
     raise AssertionError(f"window {number} never came")
 
 
-def kill_tree(run: subprocess.Popen[str]) -> int:
-    """SIGKILL to the process and everything that it started, all at once; how many they were."""
-    root = psutil.Process(run.pid)
-    tree = [root, *root.children(recursive=True)]
-    for process in tree:
-        process.send_signal(signal.SIGSTOP)  # nobody may react to another's death
-    for process in tree:
-        process.send_signal(signal.SIGKILL)
-    run.wait()
-    return len(tree)
-
-
 def test_a_killed_run_goes_on_and_ends_with_the_counts_of_an_undisturbed_one(tmp_path: Path) -> None:
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
@@ -63,7 +52,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_counts_of_an_undisturbed_one(tmp
     run = start(command)
     wait_for_window(tmp_path / "killed" / "store", 3, run)
     time.sleep(1.0)
-    assert kill_tree(run) >= 10
+    assert kill_tree(run.pid) >= 10
     result = finished(start(command))
     assert result["counters"] == calm["counters"]
     assert result["counters"]["accepted"] == 2 * TRAIN

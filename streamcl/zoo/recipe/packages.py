@@ -28,7 +28,7 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NUMPY_NAMES:
             raise pickle.UnpicklingError(f"{module}.{name} is not a part of a numpy array")
-        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)  # type: ignore[attr-defined]
+        return getattr(np._core.multiarray if name == "_reconstruct" else np, name)  # type: ignore[attr-defined]
 
 
 def animals(packages: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -26,7 +26,7 @@ from streamcl.zoo.stream import TASKS
 from streamcl.zoo.tower import EfficientNetLite0Model
 from streamcl.zoo.words import INSTRUCTIONS
 
-STEPS = 4000
+STEPS = 2912
 BATCH = 32
 RATE = 7e-4
 WARMUP = 100

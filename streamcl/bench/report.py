@@ -1,0 +1,89 @@
+"""What every bench writes, and what the README shows of it.
+
+A bench ends in `streamcl/bench/results/NAME.json`: machine, date, seeds, versions, rows, and claims, one for each
+promise it measures. `python -m streamcl.bench.report` writes the README's tables anew from these files.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[2] / "README.md"
+PACKAGES = ("torch", "ray", "transformers", "peft", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One promise and what was measured."""
+
+    id: str
+    what: str
+    bar: str
+    value: str
+    holds: bool
+    command: str
+
+
+def about(*, seeds: Sequence[int], packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+    """The machine, the day and the versions that a result belongs to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "machine": {
+            "cpu": names[0] if names else platform.machine(),
+            "cores": os.cpu_count(),
+            "load": [round(load, 2) for load in os.getloadavg()],
+        },
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seeds": list(seeds),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+
+
+def save(name: str, about: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> Path:
+    """Writes `results/NAME.json`."""
+    path = RESULTS / f"{name}.json"
+    RESULTS.mkdir(exist_ok=True)
+    result = {**about, "rows": list(rows), "claims": [asdict(claim) for claim in claims]}
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def table(name: str) -> str:
+    """The claims of one result as a Markdown table, with the machine and the day below it."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = ["| | claim | bar | measured | holds |", "|---|---|---|---|---|"]
+    for claim in result["claims"]:
+        cells = (claim["id"], claim["what"], claim["bar"], claim["value"], "yes" if claim["holds"] else "**missed**")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    machine = result["machine"]
+    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    where = f"{machine['cores']} cores of {machine['cpu']}, load {machine['load'][0]} as it ended"
+    return "\n".join([*lines, "", f"{where}; {result['date']}; seeds {seeds}; `{result['claims'][0]['command']}`"])
+
+
+def filled(text: str) -> str:
+    """README text with every table between `<!-- NAME -->` and `<!-- end NAME -->` written anew."""
+    return re.sub(
+        r"(<!-- (\w+) -->\n).*?(<!-- end \2 -->)",
+        lambda found: f"{found[1]}{table(found[2])}\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
