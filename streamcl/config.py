@@ -27,6 +27,20 @@ from streamcl.window import WindowConfig
 
 
 @dataclass(frozen=True)
+class StoreConfig:
+    """The run's store: log, versions, data, and what must not be forgotten. The same store continues the same run."""
+
+    path: str
+    """Folder or URL."""
+    shards: int = 1
+    """Actors that share what is remembered, at least 1. May change between two starts."""
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise ConfigError(f"shards {self.shards}: at least 1")
+
+
+@dataclass(frozen=True)
 class ReplayConfig:
     """The reservoir: what of earlier tasks may be seen again."""
 
@@ -93,8 +107,7 @@ class RayConfig:
 class Config:
     """A whole run. Relative paths are relative to the working directory."""
 
-    store: str
-    """Folder or URL of the run's store: log, versions, data. The same store continues the same run."""
+    store: StoreConfig
     model: ModelConfig
     source: Source
     name: str = "model"
@@ -120,7 +133,7 @@ class Config:
     @property
     def scratch(self) -> str:
         """Where Ray Train keeps its own files: nothing that matters."""
-        return f"{self.store.rstrip('/')}/scratch"
+        return f"{self.store.path.rstrip('/')}/scratch"
 
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -129,6 +142,9 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "strategy": strategies.KINDS,
 }
 """Sections that have a `kind`, and what it may be."""
+
+SHORT = {**dict.fromkeys(KINDS, "kind"), "store": "path", "model": "path"}
+"""Sections that may be written as one value, and what it is."""
 
 Tree = dict[str, Any]
 
@@ -156,8 +172,8 @@ def apply(tree: Tree, override: str) -> None:
         raise ConfigError(f"override {override!r}: write key=value, such as strategy.kind=replay")
     *sections, key = path.split(".")
     for section in sections:
-        if isinstance(kind := tree.setdefault(section, {}), str) and section in KINDS:
-            tree[section] = {"kind": kind}
+        if isinstance(short := tree.setdefault(section, {}), str) and section in SHORT:
+            tree[section] = {SHORT[section]: short}
         tree = tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"override {override!r}: {section} is a value, not a section")
@@ -207,7 +223,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(_unknown(f"{where}.kind {kind!r}", str(kind), sorted(KINDS[where])))
         return _build(KINDS[where][kind], section, where)
     if is_dataclass(hint):
-        return _build(hint, value, where)
+        return _build(hint, {SHORT[where]: value} if where in SHORT and isinstance(value, str) else value, where)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from typing import Any
 from streamcl import events as e
 from streamcl.detect.base import Boundary, Detector
 from streamcl.store.recent import Recent
-from streamcl.types import DeadLetter, Ref, Window
+from streamcl.types import DeadLetter, Refs, Window
 from streamcl.window import Counters, Draft, Taken, WindowConfig
 
 PREFETCH = 2
@@ -40,7 +40,7 @@ class Controller:
         self.watermark = 0.0
         self.seen = self.windows = self.closed = self.live = 0
         self.tasks: list[str] = []
-        self.memory: Ref | None = None
+        self.memory: Refs | None = None
         self.open: Draft | None = None
         self.continues = False  # whether the open task had a window already
         self.waiting: Draft | None = None

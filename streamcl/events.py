@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcl.detect.base import Observations
-from streamcl.types import DeadLetter, Ref, Version, Window
+from streamcl.types import DeadLetter, Ref, Refs, Version, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class TrainResult:
 
     adapter: Ref
     """The adapter's tensors, safetensors."""
-    memory: Ref | None
+    memory: Refs | None
     """The task memory after the window."""
     scores: Mapping[str, float]
     """Accuracy in [0, 1] by task, after the window."""
@@ -96,7 +96,7 @@ class Published:
     """The version that answers a window is in the log and behind the alias."""
 
     version: Version
-    memory: Ref | None
+    memory: Refs | None
 
 
 @dataclass(frozen=True)

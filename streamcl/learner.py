@@ -64,7 +64,7 @@ class Learner:
         from streamcl.cluster.runtime import Runtime, start_ray  # importing ray takes its time
 
         started = time.monotonic()
-        store = open_store(self.config.store)
+        store = open_store(self.config.store.path)
         probe(store)
         log = Log(store)
         owner = f"{self.config.name}-{uuid.uuid4().hex[:12]}"
@@ -128,7 +128,9 @@ def resolve(config: Config) -> Config:
         source = replace(source, path=real(where))  # type: ignore[type-var]  # a source is a dataclass, its YAML section
     if evaluate.path:
         evaluate = replace(evaluate, path=real(evaluate.path))
-    store = config.store if "://" in config.store else os.path.abspath(config.store)
+    store = config.store
+    if "://" not in store.path:
+        store = replace(store, path=os.path.abspath(store.path))
     return replace(config, model=model, source=source, evaluate=evaluate, store=store)
 
 
@@ -140,6 +142,6 @@ def reservoir_key(config: Config, store: CommitStore) -> bytes:
     key = store.get(KEY)
     if key is None:
         raise StoreError(
-            f"{config.store} does not keep what is written to it: {KEY} is missing right after its creation"
+            f"{config.store.path} does not keep what is written to it: {KEY} is missing right after its creation"
         )
     return key

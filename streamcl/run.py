@@ -37,7 +37,7 @@ def run_to_the_end(learner: Learner, *, quiet: bool = False) -> dict[str, Any]:
     questions = _questions(config)
     asker = _asker(learner, questions)
     with screen.Screen(console) as shown:
-        console.print(f"[bold]{config.name}[/] from {config.store}, endpoint {learner.url}/v1")
+        console.print(f"[bold]{config.name}[/] from {config.store.path}, endpoint {learner.url}/v1")
 
         def watch(happening: object) -> None:
             shown.watch(happening)
@@ -73,14 +73,14 @@ def serve_until_stopped(config: Config) -> None:
 def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What the log of a run's store says, as JSON values."""
     config = resolve(load(file, overrides))
-    log = Log(open_store(config.store))
+    log = Log(open_store(config.store.path))
     head = log.head()
     state = head.state if head else {}
     live = Registry(log, config.name).resolve("live")
     refs = state.get("refs", {})
     learner = json.loads(log.get_object(refs["learner"])) if "learner" in refs else {}
     return {
-        "store": config.store,
+        "store": config.store.path,
         "commits": head.n if head else 0,
         "epoch": head.epoch if head else 0,
         "live": live.number if live else None,
@@ -127,7 +127,7 @@ def _ask_after(learner: Learner, learned: Learned, questions: dict[str, list[Sam
 def _conclude(learner: Learner, asked: Sequence[Asked]) -> dict[str, Any]:
     """Audits the answers, writes summary.json and matrix.png, and returns the summary."""
     config = learner.config
-    log = Log(open_store(config.store))
+    log = Log(open_store(config.store.path))
     registry = Registry(log, config.name)
     wrong: list[Asked] = []
     if any(one.answer is not None for one in asked):
@@ -136,7 +136,7 @@ def _conclude(learner: Learner, asked: Sequence[Asked]) -> dict[str, Any]:
     failed = [one for one in asked if one.answer is None]
     requests = {"total": len(asked), "failed": len(failed), "mismatched": len(wrong)}
     result = summary(log, seconds=learner.seconds, requests=requests)
-    folder = Path(config.store)
+    folder = Path(config.store.path)
     (folder / "summary.json").write_text(json.dumps(result, indent=1))
     found = matrix(versions_of(log))
     if found is not None:
@@ -146,7 +146,7 @@ def _conclude(learner: Learner, asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def _print_end(console: Console, learner: Learner, result: dict[str, Any]) -> None:
-    found = matrix(versions_of(Log(open_store(learner.config.store))))
+    found = matrix(versions_of(Log(open_store(learner.config.store.path))))
     if found is None:
         console.print("no task is finished yet; the same command goes on")
         return
@@ -158,4 +158,4 @@ def _print_end(console: Console, learner: Learner, result: dict[str, Any]) -> No
             f"{requests['total']} requests while learning: {requests['failed']} failed, "
             f"{requests['mismatched']} answered by another version than they name"
         )
-    console.print(f"summary {learner.config.store}/summary.json   picture {learner.config.store}/matrix.png")
+    console.print(f"summary {learner.config.store.path}/summary.json   picture {learner.config.store.path}/matrix.png")

@@ -133,6 +133,7 @@ class Rows:
 
 Ref = Mapping[str, str]
 """An object in the run's store: its `key` and the `sha256` of its content."""
+Refs = tuple[Ref, ...]
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class Window:
     """How many tasks were finished before this one: 0 for the first task."""
     closes_task: bool
     """Consolidate the task when this window has been trained."""
-    memory: Ref | None = None
-    """The task memory that earlier tasks left, or None."""
+    memory: Refs | None = None
+    """The task memory that earlier tasks left, one object a shard; None before the first."""
     known: tuple[str, ...] = ()
     """Tasks met so far, this one included, in order of first sight."""
     heldout: Mapping[str, tuple[Rows, ...]] = field(default_factory=dict)
@@ -166,9 +167,9 @@ class Window:
         """The window whose `dataclasses.asdict` went through JSON."""
         heldout = {task: _rows(rows) for task, rows in values["heldout"].items()}
         samples, replay = _rows(values["samples"]), _rows(values["replay"])
-        return Window(
-            **{**values, "samples": samples, "replay": replay, "heldout": heldout, "known": tuple(values["known"])}
-        )
+        known, memory = tuple(values["known"]), values["memory"] and tuple(values["memory"])
+        parts = {"samples": samples, "replay": replay, "heldout": heldout, "known": known, "memory": memory}
+        return Window(**{**values, **parts})
 
 
 def _rows(values: Sequence[Mapping[str, Any]]) -> tuple[Rows, ...]:

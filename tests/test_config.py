@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from streamcl import config, detect, strategies
-from streamcl.config import Config, apply, dump, load, parse
+from streamcl.config import Config, StoreConfig, apply, dump, load, parse
 from streamcl.errors import ConfigError
 from streamcl.learner import resolve
 from streamcl.stream import Files
@@ -204,7 +204,13 @@ def test_an_override_replaces_one_value_and_nothing_beside_it() -> None:
 
 @pytest.mark.parametrize(
     ("override", "value"),
-    [("seed=3", 3), ("name=x-1", "x-1"), ("store=s3://b/x=y", "s3://b/x=y"), ("store=a.b", "a.b"), ("batch=0x10", 16)],
+    [
+        ("seed=3", 3),
+        ("name=x-1", "x-1"),
+        ("batch=0x10", 16),
+        ("store=s3://b/x=y", StoreConfig("s3://b/x=y")),
+        ("store=a.b", StoreConfig("a.b")),
+    ],  # fmt: skip
 )
 def test_an_override_is_read_as_yaml_after_its_first_equals_sign(override: str, value: object) -> None:
     assert getattr(overridden(override), override.partition("=")[0]) == value
@@ -246,10 +252,10 @@ def test_overrides_apply_to_a_file(tmp_path: Path) -> None:
 
 
 def test_a_store_in_a_folder_becomes_absolute_and_a_url_stays() -> None:
-    assert resolve(parse(tree())).store == str(Path.cwd() / "runs/x")
-    assert resolve(parse(tree(store="/runs/x"))).store == "/runs/x"
+    assert resolve(parse(tree())).store.path == str(Path.cwd() / "runs/x")
+    assert resolve(parse(tree(store="/runs/x"))).store.path == "/runs/x"
     for url in ("s3://bucket/run", "memory://run", "gs://bucket/a/../b"):
-        assert resolve(parse(tree(store=url))).store == url
+        assert resolve(parse(tree(store=url))).store.path == url
 
 
 def test_only_zoo_names_are_turned_into_paths() -> None:

@@ -7,10 +7,6 @@ Peers are measured where they are installed; they are no dependency of ours, and
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,14 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
-from streamcl.bench import memory_sketch, memory_speed, memory_tasks, memory_uniformity
+from streamcl.bench import memory_sketch, memory_speed, memory_tasks, memory_uniformity, report
 from streamcl.bench.memory_plots import plot_rss, plot_tasks
 
-RESULTS = Path(__file__).parent / "results"
 COMMAND = "python -m streamcl.bench.memory"
 SEED = 0
 Row = dict[str, Any]
@@ -60,15 +53,8 @@ class Section:
     holds: bool
     rows: list[Row]
 
-    def claim(self) -> Row:
-        return {
-            "id": f"4.{self.line}",
-            "what": self.what,
-            "bar": self.bar,
-            "value": self.value,
-            "holds": self.holds,
-            "command": COMMAND,
-        }
+    def claim(self) -> report.Claim:
+        return report.Claim(f"4.{self.line}", self.what, self.bar, self.value, self.holds, COMMAND)
 
 
 def main() -> None:
@@ -89,12 +75,11 @@ def main() -> None:
         print(f"4.{section.line}  {'holds ' if section.holds else 'MISSED'}  {section.what}\n     bar   {section.bar}")
         print(f"     value {section.value}")
     if not quick:
-        plot_rss(curve, RESULTS / "memory_rss.png")
-        plot_tasks(budgeted, unbudgeted, RESULTS / "memory_tasks.png")
-        report = {**_about(), "seconds": round(time.perf_counter() - start)}
-        report["rows"] = [{"line": s.line, **_rounded(row)} for s in sections for row in s.rows]
-        report["claims"] = [section.claim() for section in sections]
-        (RESULTS / "memory.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        plot_rss(curve, report.RESULTS / "memory_rss.png")
+        plot_tasks(budgeted, unbudgeted, report.RESULTS / "memory_tasks.png")
+        about = {**_about(), "seconds": round(time.perf_counter() - start)}
+        rows = [{"line": s.line, **_rounded(row)} for s in sections for row in s.rows]
+        report.save("memory", about, rows=rows, claims=[section.claim() for section in sections])
 
 
 def _uniformity(size: Size) -> Section:
@@ -187,16 +172,8 @@ def _sharding() -> Section:
 
 
 def _about() -> Row:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "pyarrow": pa.__version__}
-    return {
-        "machine": {"cpu": model[0] if model else platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()},
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "seeds": [SEED],
-        "versions": {**versions, "torch": torch.__version__, **memory_speed.peer_versions()},
-        "command": COMMAND,
-    }
+    about = report.about(seeds=[SEED], packages=("numpy", "pyarrow", "torch"))
+    return {**about, "versions": {**about["versions"], **memory_speed.peer_versions()}}
 
 
 def _rounded(row: Row) -> Row:

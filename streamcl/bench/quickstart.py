@@ -34,7 +34,7 @@ SETTINGS = {"finetune": [], "replay": ["strategy.replay_rows=240"], "dgg": []}
 @contextmanager
 def run(store: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """`streamcl run` over `store`; killed with all it started if it is left running."""
-    command = [sys.executable, "-m", "streamcl.cli", "run", str(YAML), f"store={store}", *overrides, "--json"]
+    command = [sys.executable, "-m", "streamcl.cli", "run", str(YAML), f"store.path={store}", *overrides, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield process
@@ -64,7 +64,7 @@ def killed_in_window(number: int, store: Path, *overrides: str) -> int:
 
 
 def logits_gap(store: Path) -> float:
-    """Largest difference between our logits and those of `PeftModel.from_pretrained` on the plain base, last version."""
+    """Largest difference between our logits and those of `PeftModel.from_pretrained` on the plain base."""
     import peft
     from transformers import AutoModelForImageTextToText
 
@@ -74,7 +74,7 @@ def logits_gap(store: Path) -> float:
     from streamcl.train.batch import Encoder, answer_logits, collate, to_rows
     from streamcl.train.model import from_files, grow, load_base, params_of, write
 
-    settings = learner.resolve(config.load(YAML, [f"store={store}"]))
+    settings = learner.resolve(config.load(YAML, [f"store.path={store}"]))
     log = Log(open_store(str(store)))
     registry = Registry(log, settings.name)
     version = registry.versions()[-1]

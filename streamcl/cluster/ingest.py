@@ -31,7 +31,7 @@ class Ingest:
         torch.set_num_threads(1)
         self.encoder = Encoder(load_base(config.model))
         self.stream = Merged(config.source, positions)
-        self.store = open_store(config.store)
+        self.store = open_store(config.store.path)
         self.reservoir = Reservoir(1, key=key, heldout=config.replay.heldout)
         self.id_key = derive(key, "ids")
 

@@ -1,4 +1,7 @@
-"""The reservoir as an actor. Its state is always rebuilt from the last commit, so a call may simply be repeated."""
+"""The reservoir over shard actors by id. Its state is always rebuilt from the last commit, so calls may be repeated.
+
+A window's draw is made of all shards' rows together and seeded by the window: it does not depend on how many there are.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +12,89 @@ from typing import Any
 import ray
 
 from streamcl.config import Config
-from streamcl.events import Freeze
+from streamcl.events import Freeze, Offer
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.store.reservoir import Reservoir
-from streamcl.types import Rows
+from streamcl.types import Ref, Rows
+
+PREFIX = "replay/"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a window gets from the reservoir, and the reservoir after it."""
+    """What a window gets from the reservoir, and the reservoir's shards after it."""
 
     replay: tuple[Rows, ...]
     heldout: Mapping[str, tuple[Rows, ...]]
-    snapshot: bytes
+    refs: Mapping[str, Ref]
+
+
+def empty(config: Config, key: bytes) -> Reservoir:
+    """A reservoir with the run's settings."""
+    settings = config.replay
+    return Reservoir(settings.capacity, key=key, heldout=settings.heldout, per_source=settings.per_source)
+
+
+def committed(log: Log, config: Config, key: bytes) -> Reservoir:
+    """The whole reservoir as the log's head has it."""
+    whole = empty(config, key)
+    head = log.head()
+    for name, ref in (head.state.get("refs", {}) if head else {}).items():
+        if name.startswith(PREFIX):
+            part = empty(config, key)
+            part.restore(log.get_object(ref))
+            whole.merge(part)
+    return whole
+
+
+class ReplayShard:
+    """The rows whose ids belong to one shard. Mutable; begins, and begins again, with what the last commit has."""
+
+    def __init__(self, config: Config, key: bytes, index: int) -> None:
+        self.index, self.shards = index, config.store.shards
+        self.log = Log(open_store(config.store.path))
+        self.reservoir = committed(self.log, config, key).split(self.shards)[index]
+
+    def take(self, offer: Offer) -> tuple[Ref, bytes]:
+        """Takes in this shard's rows of the offer; the shard after it, stored, and its bytes."""
+        mine = (self.reservoir.shards_of(offer.ids, self.shards) == self.index).nonzero()[0].tolist()
+        self.reservoir.offer(
+            offer.task,
+            [offer.ids[i] for i in mine],
+            [offer.keys[i] for i in mine],
+            [offer.rows[i] for i in mine],
+            [offer.sources[i] for i in mine],
+        )
+        data = self.reservoir.snapshot()
+        return self.log.put_object("replay", data, "arrow"), data
+
+
+ReplayActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayShard)
 
 
 class Replay:
-    """Holds the reservoir. A restarted actor begins with what the log's head refers to."""
+    """The shards of one run as one reservoir."""
 
     def __init__(self, config: Config, key: bytes) -> None:
-        settings = config.replay
-        self.reservoir = Reservoir(settings.capacity, key=key, heldout=settings.heldout, per_source=settings.per_source)
-        self.samples = config.evaluate.samples
-        log = Log(open_store(config.store))
-        head = log.head()
-        if head is not None and (ref := head.state.get("refs", {}).get("replay")):
-            self.reservoir.restore(log.get_object(ref))
+        self.config, self.key = config, key
+        self.actors = [ReplayActor.remote(config, key, index) for index in range(config.store.shards)]
 
     def freeze(self, action: Freeze) -> Drawn:
         """Takes in the window's rows, then draws for it: replay of other tasks, held-out rows of every known one."""
-        offer, window = action.offer, action.window
-        self.reservoir.offer(offer.task, offer.ids, offer.keys, offer.rows, offer.sources)
-        replay = self.reservoir.sample(action.replay_rows, window.seed, exclude=window.task)
-        heldout = {task: tuple(self.reservoir.heldout(task, self.samples, 0)) for task in window.known}
-        return Drawn(tuple(replay), heldout, self.reservoir.snapshot())
+        window, samples = action.window, self.config.evaluate.samples
+        taken = ray.get([actor.take.remote(action.offer) for actor in self.actors])
+        whole = empty(self.config, self.key)
+        for _, data in taken:
+            part = empty(self.config, self.key)
+            part.restore(data)
+            whole.merge(part)
+        return Drawn(
+            tuple(whole.sample(action.replay_rows, window.seed, exclude=window.task)),
+            {task: tuple(whole.heldout(task, samples, 0)) for task in window.known},
+            {f"{PREFIX}{index}": ref for index, (ref, _) in enumerate(taken)},
+        )
 
-    def sizes(self) -> dict[str, int]:
-        """Rows that may be replayed, by task."""
-        return self.reservoir.tasks()
-
-
-ReplayActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Replay)
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)

@@ -24,7 +24,8 @@ import ray.exceptions
 from streamcl import events as e
 from streamcl.cluster import server
 from streamcl.cluster.ingest import IngestActor
-from streamcl.cluster.replay import ReplayActor
+from streamcl.cluster.memory import Shards
+from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
 from streamcl.config import Config
 from streamcl.registry.log import Log, Record
@@ -66,8 +67,9 @@ class Runtime:
         self.resume: Mapping[str, int] = {}
         self.ingest: Any = None
         self.pulls: deque[Future[e.Arrival]] = deque()
-        self.replay: Any = ReplayActor.remote(config, key)
-        self.trainer = Trainer(config, name=owner)
+        self.replay = Replay(config, key)
+        self.memory = Shards(config.store.path, config.store.shards)
+        self.trainer = Trainer(config, self.memory, name=owner)
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="streamcl")
         self.handle: Future[Any] = self.pool.submit(server.start, config)
         self.progress: Progress | None = None
@@ -122,9 +124,10 @@ class Runtime:
         """Ends actors and workers, and leaves Ray."""
         self.trainer.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
-        for actor in (self.ingest, self.replay):
-            if actor is not None:
-                ray.kill(actor)
+        if self.ingest is not None:
+            ray.kill(self.ingest)
+        self.replay.close()
+        self.memory.close()
         stop_ray()
 
     # -- one method an action ------------------------------------------------------------------------------------------
@@ -155,12 +158,9 @@ class Runtime:
 
     def _freeze(self, action: e.Freeze) -> None:
         """Offers, draws, writes, and commits the window; all of it may be repeated after a crash."""
-        drawn = ray.get(self.replay.freeze.remote(action))
+        drawn = self.replay.freeze(action)
         window = replace(action.window, replay=drawn.replay, heldout=drawn.heldout)
-        refs = {
-            "replay": self.log.put_object("replay", drawn.snapshot, "arrow"),
-            "window": self.log.put_object("window", json.dumps(asdict(window)).encode(), "json"),
-        }
+        refs = {**drawn.refs, "window": self.log.put_object("window", json.dumps(asdict(window)).encode(), "json")}
         checkpoint = replace(action.checkpoint, training=window.id)
         about = {name: getattr(window, name) for name in ("id", "task", "index", "base", "closes_task", "size")}
         about["replay"] = sum(map(len, window.replay))
@@ -178,7 +178,8 @@ class Runtime:
     def _publish(self, window: Window, result: e.TrainResult) -> None:
         files = to_files(self.config.model.lora, self.log.get_object(result.adapter))
         extra = {name: getattr(result, name) for name in ("before", "loss", "steps", "seconds", "memory")}
-        refs = {**self._refs(), **({"memory": result.memory} if result.memory else {})}
+        kept = {name: ref for name, ref in self._refs().items() if not name.startswith("memory/")}
+        refs = {**kept, **{f"memory/{shard}": ref for shard, ref in enumerate(result.memory or ())}}
         version = self.registry.publish(
             files,
             window=window.id,
@@ -224,12 +225,14 @@ class Runtime:
     def _state(self, checkpoint: e.Checkpoint, refs: Mapping[str, Ref]) -> dict[str, Any]:
         """A record's state: the checkpoint, written, and what it refers to."""
         learner = self.log.put_object("learner", json.dumps(checkpoint.state).encode(), "json")
+        renewed = {name.partition("/")[0] for name in refs}  # a shard that is no more leaves nothing behind
+        kept = {name: ref for name, ref in self._refs().items() if name.partition("/")[0] not in renewed}
         state = {
             "sources": checkpoint.positions,
             "counters": checkpoint.counters,
             "watermark": checkpoint.watermark,
             "training": checkpoint.training,
-            "refs": {**self._refs(), **refs, "learner": learner},
+            "refs": {**kept, **refs, "learner": learner},
             "dead": None,
         }
         if checkpoint.dead:

@@ -39,7 +39,7 @@ class Replica:
         base = load_base(config.model, device="cuda" if torch.cuda.is_available() else "cpu")
         self.base_digest = base.digest
         self.engine = Engine(base, config.model.lora, max_batch=config.serve.max_batch)
-        self.registry = Registry(Log(open_store(config.store)), config.name)
+        self.registry = Registry(Log(open_store(config.store.path)), config.name)
         self.loading = asyncio.Lock()
         self._follow()
 

@@ -18,6 +18,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from streamcl.cluster.memory import Shards
 from streamcl.cluster.worker import Worker
 from streamcl.config import Config
 from streamcl.errors import NotFinite
@@ -107,9 +108,9 @@ DeskActor: Any = ray.remote(num_cpus=0)(Desk)
 class Trainer:
     """The driver's side: keeps a Ray Train run going in a thread of its own. Mutable."""
 
-    def __init__(self, config: Config, name: str) -> None:
+    def __init__(self, config: Config, memory: Shards, name: str) -> None:
         """`name`: unique for this start of the learner; Ray Train resumes a run whose name it has met."""
-        self.config, self.name = config, name
+        self.config, self.memory, self.name = config, memory, name
         self.desk = DeskActor.remote(config.train.idle_s)
         self.runs = 0
         self.thread: threading.Thread | None = None
@@ -143,7 +144,7 @@ class Trainer:
         train = self.config.train
         trainer = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"config": self.config, "desk": self.desk},
+            train_loop_config={"config": self.config, "desk": self.desk, "memory": self.memory},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.workers,
                 use_gpu=train.use_gpu,
@@ -168,7 +169,9 @@ def work(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     if not config.train.use_gpu:
         torch.set_num_threads(1)
-    worker = Worker(config, world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model)
+    worker = Worker(
+        config, settings["memory"], world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model
+    )
     done: int | None = None
     while (window := ray.get(desk.next.remote(done))) is not None:
         result: TrainResult | str | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 from torch import nn
@@ -21,9 +22,19 @@ from streamcl.train.evaluate import scores
 from streamcl.train.loop import ALONE, Learning, World
 from streamcl.train.model import fresh, from_files, grow, load_base, to_bytes, write
 from streamcl.train.step import StepLog
-from streamcl.types import Ref, Window
+from streamcl.types import Refs, Window
 
 OnStep = Callable[[int, int, StepLog], None]
+
+
+class Memory(Protocol):
+    """Where task memories lie."""
+
+    def read(self, refs: Refs | None) -> TaskMemory:
+        """The memory behind references; an empty one for None."""
+
+    def write(self, memory: TaskMemory) -> Refs:
+        """Stores a memory."""
 
 
 class Worker:
@@ -32,18 +43,19 @@ class Worker:
     def __init__(
         self,
         config: Config,
+        memory: Memory,
         world: World = ALONE,
         *,
         device: str = "cpu",
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
-        self.config, self.world = config, world
+        self.config, self.memory, self.world = config, memory, world
         base = load_base(config.model, device=device)
         self.encoder = Encoder(base)
         self.pad_id: int = base.processor.tokenizer.pad_token_id
         model = grow(base, config.model.lora, seed=config.seed)
         self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world, wrap=wrap)
-        self.store = open_store(config.store)
+        self.store = open_store(config.store.path)
         self.log = Log(self.store)
         self.registry = Registry(self.log, config.name)
         self.tests = self._tests() if config.evaluate.path and world.rank == 0 else None
@@ -52,7 +64,7 @@ class Worker:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
         clock = [time.monotonic()]
         self._start_from(window.base)
-        memory = self._memory(window.memory)
+        memory = self.memory.read(window.memory)
         rows, replay = media.read(self.store, window.samples), media.read(self.store, window.replay)
         sets = self._sets(window)
         clock.append(time.monotonic())
@@ -70,7 +82,7 @@ class Worker:
         adapter = self.log.put_object("adapter", weights, "safetensors")
         kept = window.memory
         if window.closes_task and trained.memory.tensors:
-            kept = self.log.put_object("memory", trained.memory.to_bytes(), "safetensors")
+            kept = self.memory.write(trained.memory)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
         return TrainResult(adapter, kept, after, before, trained.loss, trained.steps, seconds)
@@ -82,9 +94,6 @@ class Worker:
         else:
             values = from_files(self.registry.read(self.registry.get(base)))
         write(self.learning.params, values)
-
-    def _memory(self, ref: Ref | None) -> TaskMemory:
-        return TaskMemory.from_bytes(self.log.get_object(ref)) if ref else TaskMemory()
 
     def _sets(self, window: Window) -> dict[str, Sequence[Row]]:
         """What to score on: the test files, or the held-out rows."""

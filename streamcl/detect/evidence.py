@@ -4,10 +4,10 @@ Each row is scored against the reference by the kernel two-sample statistic (MMD
 the direction in which the recent window (an exponential one, of some length) has moved away from the reference. The
 reference's own points are scored in the same way, each as if it were the newcomer. If the task goes on, newcomer and
 points are exchangeable, so the rank of the newcomer's score is uniform whatever the data look like (conformal
-prediction; Vovk et al. 2005): the reference itself calibrates the threshold. The rank as a normal score z feeds, for each
-channel and each tilt t, the Shiryaev-Roberts form of CUSUM, R <- (1 + R) exp(t z - t²/2). R minus the rows counted is a martingale
-while nothing changes, so the mean time until R reaches A is E[R at the alarm] >= A; so it is for the mean of all R,
-however dependent the channels are (e-detectors: Shin, Ramdas and Rinaldo, arXiv:2203.03532).
+prediction; Vovk et al. 2005): the reference itself calibrates the threshold. The rank as a normal score z feeds, for
+each channel and each tilt t, the Shiryaev-Roberts form of CUSUM, R <- (1 + R) exp(t z - t²/2). R minus the rows counted
+is a martingale while nothing changes, so the mean time until R reaches A is E[R at the alarm] >= A; so it is for the
+mean of all R, however dependent the channels are (e-detectors: Shin, Ramdas and Rinaldo, arXiv:2203.03532).
 
 Shapes: B rows, N points, M features, C channels (the first: alone), J = C - 1 windows, T tilts.
 """
@@ -31,8 +31,10 @@ TILTS_T = np.array([0.5, 1.5, 3.0])
 CLIP = 4.3
 """No row counts for more than this z, however odd it is."""
 CHANNELS = 1 + len(RATES)
+ROUNDING = 1e-5
+"""Scores that differ by less are equal: of equal embeddings none is odd."""
 OVERSHOOT = 1.45
-"""E[R at the alarm] / A, measured; alike on Gaussian rows and on real embeddings, as ranks do not see the difference."""
+"""E[R at the alarm] / A, measured; alike on Gaussian rows and real embeddings, as ranks do not see the difference."""
 
 _LOG_P = np.concatenate([np.linspace(1e-6, 1, 400), np.linspace(1.01, 40, 4000)])
 _Z = np.array([-NormalDist().inv_cdf(math.exp(-e)) for e in _LOG_P])
@@ -112,15 +114,16 @@ def _normal_scores(score_B: np.ndarray, points_BN: np.ndarray, uniform_B: np.nda
     Beyond the largest point ranks say no more; there the points' upper half, taken as normal, goes on. Its deviation is
     widened by what so many points leave unknown.
     """
-    above_B = (points_BN > score_B[:, None]).sum(axis=1)
-    ties_B = (points_BN == score_B[:, None]).sum(axis=1)
+    above_B = (points_BN > score_B[:, None] + ROUNDING).sum(axis=1)
+    ties_B = (points_BN >= score_B[:, None] - ROUNDING).sum(axis=1) - above_B
     count = points_BN.shape[1]
     p_B = (above_B + uniform_B * (1 + ties_B)) / (count + 1)
     z_B: np.ndarray = np.interp(-np.log(np.maximum(p_B, 1e-17)), _LOG_P, _Z)
     for row in np.flatnonzero(above_B + ties_B == 0):
-        excess_N = points_BN[row] - points_BN[row].mean()
-        deviation = math.sqrt(float((excess_N[excess_N > 0] ** 2).mean())) * (1 + 4 / math.sqrt(count))
-        z_B[row] = max(z_B[row], (score_B[row] - points_BN[row].mean()) / deviation)
+        mean = points_BN[row].mean()
+        upper_N = points_BN[row][points_BN[row] > mean] - mean
+        deviation = math.sqrt(float((upper_N**2).sum()) / max(len(upper_N), 1)) * (1 + 4 / math.sqrt(count))
+        z_B[row] = max(z_B[row], (score_B[row] - mean) / (deviation + ROUNDING))
     clipped_B: np.ndarray = np.minimum(z_B, CLIP)
     return clipped_B
 

@@ -11,13 +11,16 @@ import numpy as np
 
 from streamcl.detect.base import pack, unpack
 
+NEGLIGIBLE = 1e-6
+"""Variances that are smaller, as a share of the mean square, are taken for rounding."""
+
 
 class Reference:
     """A uniform sample of a task's projected embeddings, and the kernel to compare rows with it. Mutable.
 
     The first rows give only the metric (mean, shrunken whitening) and are not compared with anything; the next ones
-    open the sample and give the bandwidth by the median rule. So, given the metric, a sample of N points and a newcomer from
-    the same task are exchangeable: that is all that the calibration in `evidence.py` needs.
+    open the sample and give the bandwidth by the median rule. So, given the metric, a sample of N points and a newcomer
+    from the same task are exchangeable: that is all that the calibration in `evidence.py` needs.
     """
 
     mean_F: np.ndarray
@@ -32,7 +35,8 @@ class Reference:
 
     def __init__(self, metric_BF: np.ndarray, opening_BF: np.ndarray, *, first_row: int) -> None:
         self.mean_F = metric_BF.mean(axis=0)
-        self.whiten_FF = _whitening(metric_BF - self.mean_F).astype(np.float16)
+        resolution = NEGLIGIBLE * float((metric_BF**2).mean()) + 1e-12
+        self.whiten_FF = _whitening(metric_BF - self.mean_F, floor=resolution).astype(np.float16)
         self.points_NF = (opening_BF - self.mean_F).astype(np.float16)
         self.rows_N = first_row + np.arange(len(opening_BF))
         self.seen = len(opening_BF)
@@ -94,11 +98,11 @@ class Reference:
         """Each point's kernel with all others, summed."""
 
 
-def _whitening(centred_BF: np.ndarray) -> np.ndarray:
+def _whitening(centred_BF: np.ndarray, *, floor: float) -> np.ndarray:
     """(C + c 1)^(-1/2) with C the rows' covariance and c its mean eigenvalue: few rows cannot be trusted with less."""
     values_F, vectors_FF = np.linalg.eigh(centred_BF.T @ centred_BF / len(centred_BF))
-    floor = max(float(values_F.mean()), 1e-8)  # equal rows: any difference from them is large, none of them is odd
-    whitening_FF: np.ndarray = (vectors_FF / np.sqrt(np.maximum(values_F, 0) + floor)) @ vectors_FF.T
+    shrink = max(float(values_F.mean()), floor)
+    whitening_FF: np.ndarray = (vectors_FF / np.sqrt(np.maximum(values_F, 0) + shrink)) @ vectors_FF.T
     return whitening_FF
 
 
@@ -106,4 +110,4 @@ def _median_distance(points_NF: np.ndarray) -> np.float32:
     squares_N = (points_NF**2).sum(axis=1)
     squared_NN = squares_N[:, None] + squares_N[None, :] - 2 * points_NF @ points_NF.T
     median = float(np.median(squared_NN[np.triu_indices(len(points_NF), 1)]))
-    return np.float32(np.sqrt(max(median, 1e-8)))
+    return np.float32(np.sqrt(max(median, 0.01)))  # of whitened rows: less is rounding

@@ -32,7 +32,7 @@ def settings(folder: Path, *, train: int, **sections: Any) -> dict[str, Any]:
     zoo.write_stream(folder / "stream", TASKS, train=train, test=12, partitions=2)
     values: dict[str, Any] = {
         "name": "small",
-        "store": str(folder / "store"),
+        "store": {"path": str(folder / "store"), "shards": 2},
         "batch": 16,
         "model": {"path": "zoo:small", "lora": {"r": 4, "alpha": 8}},
         "source": {"kind": "files", "path": str(folder / "stream" / "train")},
