@@ -57,7 +57,8 @@ class Screen:
 
     def learned(self, learned: Learned) -> None:
         """One finished window."""
-        known = {task: score for task, score in learned.version.scores.items() if task in learned.window.known}
+        scores = learned.version.scores
+        known = {task: score for task, score in scores.items() if task in learned.window.known} or scores
         shown = "  ".join(f"{task} {score:.0%}" for task, score in known.items())
         self.say(
             f"[green]v{learned.version.number}[/] {learned.version.digest[:12]} is live after window "
@@ -88,7 +89,7 @@ def table(result: Matrix, *, title: str) -> Table:
     for row, task in enumerate(result.tasks):
         zero = [] if result.zero_shot is None else [f"[dim]{result.zero_shot[row]:.1%}[/]"]
         cells = [
-            f"{score:.1%}" if column >= result.learned[row] else f"[dim]{score:.1%}[/]"
+            f"{score:.1%}" if result.known(row, column) else f"[dim]{score:.1%}[/]"
             for column, score in enumerate(result.a_TC[row])
         ]
         grid.add_row(task, *zero, *cells)

@@ -18,7 +18,7 @@ class Matrix:
     """Scores of every task after each finished one."""
 
     tasks: tuple[str, ...]
-    """Rows: tasks in the order in which they were first finished."""
+    """Rows: tasks in the order in which they were first finished; or what is scored, where that has other names."""
     columns: tuple[str, ...]
     """The finished tasks in order; one that returned is there again."""
     a_TC: metrics.Matrix
@@ -26,13 +26,22 @@ class Matrix:
     """Scores of the bare base model, where all tasks could be scored before the first window."""
 
     @property
-    def learned(self) -> list[int]:
-        """For each task, the column after which it was first known."""
+    def learned(self) -> list[int] | None:
+        """For each task, the column after which it was first known. None if rows and columns have different names,
+        as without labels: then nobody can say which finished task taught which row."""
+        if not set(self.tasks) <= set(self.columns):
+            return None
         return [self.columns.index(task) for task in self.tasks]
 
     def metrics(self) -> dict[str, float]:
-        """Every metric of `metrics.DEFINITIONS` that the matrix has numbers for."""
+        """Every metric of `metrics.DEFINITIONS` that the matrix has numbers for; `last` always."""
+        if self.learned is None:
+            return {"last": float(self.a_TC[:, -1].mean())}
         return metrics.summarize(self.a_TC, learned=self.learned, zero_shot=self.zero_shot)
+
+    def known(self, row: int, column: int) -> bool:
+        """Whether the row's task had been learned by then, as far as can be said."""
+        return self.learned is None or column >= self.learned[row]
 
 
 def versions_of(log: Log) -> Sequence[Mapping[str, Any]]:
@@ -46,7 +55,8 @@ def matrix(versions: Sequence[Mapping[str, Any]]) -> Matrix | None:
     if not closing:
         return None
     columns = tuple(version["task"] for version in closing)
-    tasks = tuple(dict.fromkeys(columns))
+    scored = closing[-1]["scores"]
+    tasks = tuple(dict.fromkeys(columns)) if set(columns) <= set(scored) else tuple(scored)
     rows = [[version["scores"].get(task, np.nan) for version in closing] for task in tasks]
     before = versions[0]["extra"]["before"]
     zero_shot = tuple(before[task] for task in tasks) if all(task in before for task in tasks) else None
@@ -65,7 +75,7 @@ def draw(result: Matrix, path: Path, *, title: str) -> None:
     axes = figure.add_subplot()
     axes.imshow(values, cmap="YlGn", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        known = column - len(zero) >= result.learned[row]
+        known = result.known(row, column - len(zero))
         colour = "white" if value > 65 else "black"
         axes.text(
             column, row, f"{value:.0f}", ha="center", va="center", color=colour, weight="bold" if known else "normal"

@@ -116,10 +116,12 @@ def _asker(learner: Learner, questions: dict[str, list[Sample]]) -> Asker | None
 
 
 def _ask_after(learner: Learner, learned: Learned, questions: dict[str, list[Sample]]) -> Asked | None:
-    """One question about the task just learned, to the live endpoint."""
-    if not questions.get(learned.task):
+    """One question to the live endpoint, about the task just learned if that has a name."""
+    dice = random.Random(learned.version.number)
+    asked_of = questions.get(learned.task) or [sample for samples in questions.values() for sample in samples]
+    if not asked_of:
         return None
-    sample = random.Random(learned.version.number).choice(questions[learned.task])
+    sample = dice.choice(asked_of)
     with httpx.Client(base_url=learner.url, timeout=60.0) as client:
         return ask(client, sample, model=learner.config.name)
 

@@ -210,7 +210,7 @@ def test_an_override_replaces_one_value_and_nothing_beside_it() -> None:
         ("batch=0x10", 16),
         ("store=s3://b/x=y", StoreConfig("s3://b/x=y")),
         ("store=a.b", StoreConfig("a.b")),
-    ],  # fmt: skip
+    ],
 )
 def test_an_override_is_read_as_yaml_after_its_first_equals_sign(override: str, value: object) -> None:
     assert getattr(overridden(override), override.partition("=")[0]) == value

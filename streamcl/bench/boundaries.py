@@ -57,8 +57,8 @@ class Size:
     shifts: int
 
 
-FULL = Size(orders=20, nulls=60, peer_nulls=16, changes=100, shifts=12)
-QUICK = Size(orders=2, nulls=6, peer_nulls=2, changes=6, shifts=2)
+FULL = Size(orders=20, nulls=60, peer_nulls=12, changes=80, shifts=9)
+QUICK = Size(orders=2, nulls=6, peer_nulls=3, changes=6, shifts=3)
 
 
 def boundaries(detector: Detector, x_ND: np.ndarray, *, batch: int = 64, known: int = 0) -> Iterator[Boundary]:
@@ -168,10 +168,10 @@ def measure_curves(nulls: list[np.ndarray], parts: Mapping[str, list[Change]]) -
     for peer in (Peer("mmd", (1000, 3000, WANTED, 20_000), ours), *peers()):
         for threshold in peer.thresholds:
             alarm = partial(peer.first_alarm, threshold)
-            realised, raised = run_length(alarm, nulls)
+            realised, raised = run_length(alarm, nulls[:: peer.every])
             row = {"detector": peer.name, "threshold": threshold, "arl0": realised, "alarms": raised}
             for part, changes in parts.items():
-                yield {"part": part, **row, **delays(alarm, changes)}
+                yield {"part": part, **row, **delays(alarm, changes[:: peer.every])}
         print(peer.name, flush=True)
 
 
@@ -214,15 +214,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="minutes; prints, but writes nothing")
     quick = parser.parse_args().quick
     size = QUICK if quick else FULL
+    shifts = {f"a {shift}": gaussian_changes(shift, size.shifts) for shift in SHIFTS}
+    rows = list(measure_curves(gaussian_nulls(size.peer_nulls, 15_000), shifts))
     tasks = embeddings()
     speed, orders = measure_speed(tasks, size), measure_orders(tasks, size, twice=False)
     returns, gradual = measure_orders(tasks, size, twice=True), measure_gradual(tasks, size)
-    rows = [speed, orders, returns, gradual, *measure_run_lengths(tasks, size)]
-    print(*rows, sep="\n", flush=True)
-    nulls = null_streams(tasks, size.peer_nulls, 15_000)
-    rows += measure_curves(nulls, {"b": real_changes(tasks, size.changes)})
-    nulls = gaussian_nulls(size.peer_nulls, 15_000)
-    rows += measure_curves(nulls, {f"a {shift}": gaussian_changes(shift, size.shifts) for shift in SHIFTS})
+    rows += [speed, orders, returns, gradual, *measure_run_lengths(tasks, size)]
+    changes = {"b": real_changes(tasks, size.changes)}
+    rows += measure_curves(null_streams(tasks, size.peer_nulls, 15_000), changes)
     claims = [claim_run_length(rows), claim_orders(orders), claim_delay(rows), claim_returns(returns)]
     claims.append(claim_speed(speed))
     for each in claims:

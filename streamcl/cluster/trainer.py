@@ -19,7 +19,7 @@ import ray.train.torch
 import torch
 
 from streamcl.cluster.memory import Shards
-from streamcl.cluster.worker import Worker
+from streamcl.cluster.worker import OnStep, Worker
 from streamcl.config import Config
 from streamcl.errors import NotFinite
 from streamcl.events import TrainResult
@@ -75,8 +75,10 @@ class Desk:
                 self.changed.notify_all()
             return None if self.released else self.window
 
-    async def advance(self, progress: Progress) -> None:
+    async def advance(self, progress: Progress) -> bool:
+        """Hears how far the window is, and answers whether its worker is to leave it and go home."""
         self.progress = progress
+        return self.released
 
     async def watch(self) -> Progress | None:
         return self.progress
@@ -96,7 +98,7 @@ class Desk:
         return self.results[window]
 
     async def release(self) -> None:
-        """Sends the workers home."""
+        """Sends the workers home; a window in training is left, and is trained again after the next start."""
         async with self.changed:
             self.released = True
             self.changed.notify_all()
@@ -135,7 +137,7 @@ class Trainer:
         if self.error is not None:
             raise self.error
 
-    def close(self, timeout_s: float = 30.0) -> None:
+    def close(self, timeout_s: float = 60.0) -> None:
         ray.get(self.desk.release.remote())
         if self.thread is not None:
             self.thread.join(timeout_s)
@@ -179,19 +181,35 @@ def work(settings: dict[str, Any]) -> None:
             result = worker.run(window, _reporter(desk, window.id, world))
         except NotFinite as error:  # the same on every rank: the loss and the gradient are reduced
             result = str(error)
+        except Released:
+            return
         ray.train.report({"window": window.id})  # a barrier: every rank is through
         if world.rank == 0:
             ray.get(desk.finish.remote(window.id, result))
         done = window.id
 
 
-def _reporter(desk: Any, window: int, world: World) -> Any:
-    """Tells the desk about steps, at most twice a second, from rank 0."""
-    last = [0.0]
+class Released(Exception):
+    """The workers are sent home in the middle of a window."""
+
+
+def _reporter(desk: Any, window: int, world: World) -> OnStep:
+    """Tells the desk about steps, at most twice a second, from rank 0. What it answers, every rank hears.
+
+    Raises Released, on all ranks after the same step: otherwise some would wait for the others' gradients.
+    """
+    told = 0.0
 
     def report(step: int, steps: int, log: StepLog) -> None:
-        if world.rank == 0 and time.monotonic() - last[0] > 0.5:
-            last[0] = time.monotonic()
-            desk.advance.remote(Progress(window, step, steps, log.loss))
+        nonlocal told
+        leave = torch.zeros(1, dtype=torch.int32)
+        if world.rank == 0 and time.monotonic() - told > 0.5:
+            told = time.monotonic()
+            leave += int(ray.get(desk.advance.remote(Progress(window, step, steps, log.loss))))
+        if world.size > 1:
+            leave = leave.to(ray.train.torch.get_device())
+            torch.distributed.broadcast(leave, 0)
+        if leave.item():
+            raise Released
 
     return report

@@ -27,7 +27,7 @@ class Reference:
     whiten_FF: np.ndarray
     bandwidth: np.float32
     points_NF: np.ndarray
-    """Centred projections in half precision: what is kept is what is compared, so restoring changes nothing."""
+    """Whitened projections in half precision: what is kept is what is compared, so restoring changes nothing."""
     rows_N: np.ndarray
     """The stream's row that each point was, to take points back when a boundary turns out to lie before them."""
     seen: int
@@ -36,11 +36,11 @@ class Reference:
     def __init__(self, metric_BF: np.ndarray, opening_BF: np.ndarray, *, first_row: int) -> None:
         self.mean_F = metric_BF.mean(axis=0)
         resolution = NEGLIGIBLE * float((metric_BF**2).mean()) + 1e-12
-        self.whiten_FF = _whitening(metric_BF - self.mean_F, floor=resolution).astype(np.float16)
-        self.points_NF = (opening_BF - self.mean_F).astype(np.float16)
+        self.whiten_FF = _whitening(metric_BF - self.mean_F, floor=resolution)
+        self.points_NF = self._rounded(opening_BF)
         self.rows_N = first_row + np.arange(len(opening_BF))
         self.seen = len(opening_BF)
-        self.bandwidth = _median_distance(self.points_NF.astype(np.float32) @ self.whiten_FF.astype(np.float32))
+        self.bandwidth = _median_distance(self.points_NF.astype(np.float32))
         self._refresh()
 
     def __len__(self) -> int:
@@ -48,11 +48,11 @@ class Reference:
 
     def features(self, projected_BF: np.ndarray) -> np.ndarray:
         """Rows as unit vectors [B, M] whose inner products are the kernel."""
-        return self._features(projected_BF - self.mean_F)
+        return self._features((projected_BF - self.mean_F) @ self.whiten_FF)
 
     def absorb(self, projected_BF: np.ndarray, *, first_row: int, capacity: int, random: np.random.Generator) -> None:
         """Makes the points a uniform sample of at most `capacity` of the rows seen before and these (algorithm R)."""
-        points_BF = (projected_BF - self.mean_F).astype(np.float16)
+        points_BF = self._rounded(projected_BF)
         rows_B = first_row + np.arange(len(points_BF))
         room = max(0, min(capacity - len(self), len(points_BF)))
         self.points_NF = np.concatenate([self.points_NF, points_BF[:room]])
@@ -85,13 +85,18 @@ class Reference:
         reference._refresh()
         return reference
 
-    def _features(self, centred_BF: np.ndarray) -> np.ndarray:
-        angles_BF = (centred_BF @ self._whiten_FF) / self.bandwidth
+    def _rounded(self, projected_BF: np.ndarray) -> np.ndarray:
+        white_BF = (projected_BF - self.mean_F) @ self.whiten_FF
+        largest = np.finfo(np.float16).max
+        rounded_BF: np.ndarray = np.clip(white_BF, -largest, largest).astype(np.float16)
+        return rounded_BF
+
+    def _features(self, white_BF: np.ndarray) -> np.ndarray:
+        angles_BF = white_BF / self.bandwidth
         features_BM: np.ndarray = np.concatenate([np.cos(angles_BF), np.sin(angles_BF)], axis=1)
         return features_BM / np.float32(np.sqrt(angles_BF.shape[1]))
 
     def _refresh(self) -> None:
-        self._whiten_FF = self.whiten_FF.astype(np.float32)
         self.features_NM = self._features(self.points_NF.astype(np.float32))
         self.mean_M = self.features_NM.sum(axis=0) / np.float32(max(len(self), 1))
         self.similarity_N = len(self) * (self.features_NM @ self.mean_M) - 1

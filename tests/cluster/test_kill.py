@@ -64,9 +64,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_counts_of_an_undisturbed_one(tmp
 
 
 def test_ctrl_c_commits_what_was_taken_in_and_ends_cleanly(tmp_path: Path) -> None:
-    command = prepare(tmp_path)
+    values = settings(tmp_path, train=200)
+    values["train"]["epochs"] = 500  # a window of an hour: it must be left in the middle
+    command = write_yaml(tmp_path, values)
     run = start(command)
     wait_for_window(tmp_path / "store", 1, run)
+    time.sleep(20.0)  # the workers start and take it
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, err[-2000:]

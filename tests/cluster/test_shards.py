@@ -1,4 +1,4 @@
-"""Shard actors on real Ray: neither SIGKILL between and during updates nor another number of shards changes anything."""
+"""Shard actors on real Ray: neither SIGKILL amid updates nor another number of shards changes anything."""
 
 from __future__ import annotations
 

@@ -97,6 +97,12 @@ def test_equal_samples_are_no_change_and_different_ones_are():
     assert [b.starts for b in boundaries(SMALL.build(), x_ND)] == [0, 500]
 
 
+@pytest.mark.parametrize("unit", [0.0, 1e-6, 1e5])
+def test_the_unit_of_the_embeddings_does_not_matter(unit):
+    starts = [b.starts for b in boundaries(SMALL.build(), MIXED * np.float32(unit))]
+    assert starts == ([0] if unit == 0 else [b.starts for b in boundaries(SMALL.build(), MIXED)])
+
+
 @pytest.mark.parametrize("batch", [1, 7, 32, 1000])
 def test_batching_changes_no_decision(batch):
     assert boundaries(SMALL.build(), MIXED, batch=batch) == boundaries(SMALL.build(), MIXED)
@@ -161,3 +167,18 @@ def test_a_similar_but_unseen_task_is_not_taken_for_a_known_one():
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ConfigError, match="needs"):
         Mmd(**wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wanted", "streams"), [(1000, 120), (10_000, 40)])
+def test_the_realised_run_length_is_within_a_factor_of_the_wanted_one(wanted, streams):
+    kind = Mmd(false_alarm_every=wanted, second_look=False, frequencies=32)
+    seen = alarms = 0
+    for seed in range(streams):
+        detector, x_ND = kind.build(), rows(0, 3 * wanted, 500 + seed)
+        detector.update(Observations(x_ND[:1], (None,)))
+        detector.begin("only")
+        alarm = detector.update(Observations(x_ND[1:], (None,) * (len(x_ND) - 1)))
+        seen += len(x_ND) if alarm is None else alarm.at + 2
+        alarms += alarm is not None
+    assert 1 / 1.5 <= seen / alarms / wanted <= 1.5
