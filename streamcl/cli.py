@@ -61,7 +61,7 @@ def serve(file: File, overrides: Overrides = None) -> None:
 @app.command()
 def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Positions, samples by fate, tasks, versions, and what is live."""
-    from streamcl.run import status_of
+    from streamcl.status import status_of
 
     typer.echo(json.dumps(status_of(file, overrides or ()), indent=1) if as_json else _lines(file, overrides))
 
@@ -69,7 +69,7 @@ def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> 
 @versions_app.command("ls")
 def versions_ls(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Every version: number, digest, task, window, scores; the live one is marked."""
-    from streamcl.run import status_of
+    from streamcl.status import status_of
 
     found = status_of(file, overrides or ())
     if as_json:
@@ -86,14 +86,16 @@ def versions_ls(file: File, overrides: Overrides = None, as_json: AsJson = False
 
 def _lines(file: str, overrides: list[str] | None) -> str:
     """The status as text."""
-    from streamcl.run import status_of
+    from streamcl.status import status_of
 
     found = status_of(file, overrides or ())
     live = f"v{found['live']}" if found["live"] else "none: the bare base model answers"
     counts = "  ".join(f"{name} {count}" for name, count in found["counters"].items())
     heading = {"store": found["store"], "live": live, "samples": counts, "tasks": ", ".join(found["tasks"])}
     lines = [f"{name:<8} {value}" for name, value in heading.items()]
-    return "\n".join([*lines, "positions", *(f"  {name}: {at}" for name, at in found["positions"].items())])
+    positions = [f"  {name}: {at}" for name, at in found["positions"].items()]
+    shards = ["  " + "  ".join(f"{key} {value}" for key, value in shard.items()) for shard in found["shards"]]
+    return "\n".join([*lines, "positions", *positions, "shards", *shards])
 
 
 def _learner(file: str, overrides: list[str] | None) -> Learner:

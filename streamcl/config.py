@@ -115,7 +115,7 @@ class Config:
     seed: int = 0
     batch: int = 64
     """Samples read and encoded at a time."""
-    detector: DetectorKind = field(default_factory=detect.Labels)
+    detector: DetectorKind = field(default_factory=detect.Mmd)
     strategy: Strategy = field(default_factory=strategies.DGG)
     window: WindowConfig = field(default_factory=WindowConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

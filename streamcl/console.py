@@ -89,7 +89,7 @@ def table(result: Matrix, *, title: str) -> Table:
     for row, task in enumerate(result.tasks):
         zero = [] if result.zero_shot is None else [f"[dim]{result.zero_shot[row]:.1%}[/]"]
         cells = [
-            f"{score:.1%}" if result.known(row, column) else f"[dim]{score:.1%}[/]"
+            f"{score:.1%}" if column >= result.learned[row] else f"[dim]{score:.1%}[/]"
             for column, score in enumerate(result.a_TC[row])
         ]
         grid.add_row(task, *zero, *cells)

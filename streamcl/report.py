@@ -26,22 +26,22 @@ class Matrix:
     """Scores of the bare base model, where all tasks could be scored before the first window."""
 
     @property
-    def learned(self) -> list[int] | None:
-        """For each task, the column after which it was first known. None if rows and columns have different names,
-        as without labels: then nobody can say which finished task taught which row."""
-        if not set(self.tasks) <= set(self.columns):
-            return None
-        return [self.columns.index(task) for task in self.tasks]
+    def named(self) -> bool:
+        """Whether rows and columns have the same names. Not so without labels: tasks are then task-1, task-2, …"""
+        return set(self.tasks) <= set(self.columns)
+
+    @property
+    def learned(self) -> list[int]:
+        """For each row, the column after which it was first known; without names, the one with the largest gain."""
+        if self.named:
+            return [self.columns.index(task) for task in self.tasks]
+        before = np.zeros(len(self.tasks)) if self.zero_shot is None else np.array(self.zero_shot)
+        gains = np.diff(self.a_TC, axis=1, prepend=before[:, None])
+        return [int(column) for column in gains.argmax(axis=1)]
 
     def metrics(self) -> dict[str, float]:
-        """Every metric of `metrics.DEFINITIONS` that the matrix has numbers for; `last` always."""
-        if self.learned is None:
-            return {"last": float(self.a_TC[:, -1].mean())}
+        """Every metric of `metrics.DEFINITIONS` that the matrix has numbers for."""
         return metrics.summarize(self.a_TC, learned=self.learned, zero_shot=self.zero_shot)
-
-    def known(self, row: int, column: int) -> bool:
-        """Whether the row's task had been learned by then, as far as can be said."""
-        return self.learned is None or column >= self.learned[row]
 
 
 def versions_of(log: Log) -> Sequence[Mapping[str, Any]]:
@@ -75,7 +75,7 @@ def draw(result: Matrix, path: Path, *, title: str) -> None:
     axes = figure.add_subplot()
     axes.imshow(values, cmap="YlGn", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        known = result.known(row, column - len(zero))
+        known = column - len(zero) >= result.learned[row]
         colour = "white" if value > 65 else "black"
         axes.text(
             column, row, f"{value:.0f}", ha="center", va="center", color=colour, weight="bold" if known else "normal"

@@ -14,8 +14,8 @@ import httpx
 from rich.console import Console
 
 from streamcl import console as screen
-from streamcl.config import Config, load
-from streamcl.learner import Learned, Learner, resolve
+from streamcl.config import Config
+from streamcl.learner import Learned, Learner
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
@@ -68,28 +68,6 @@ def serve_until_stopped(config: Config) -> None:
         while True:
             time.sleep(3600)
     runtime.stop_ray()
-
-
-def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the log of a run's store says, as JSON values."""
-    config = resolve(load(file, overrides))
-    log = Log(open_store(config.store.path))
-    head = log.head()
-    state = head.state if head else {}
-    live = Registry(log, config.name).resolve("live")
-    refs = state.get("refs", {})
-    learner = json.loads(log.get_object(refs["learner"])) if "learner" in refs else {}
-    return {
-        "store": config.store.path,
-        "commits": head.n if head else 0,
-        "epoch": head.epoch if head else 0,
-        "live": live.number if live else None,
-        "positions": state.get("sources", {}),
-        "counters": state.get("counters", {}),
-        "training": state.get("training"),
-        "tasks": learner.get("tasks", []),
-        "versions": [{k: v[k] for k in ("number", "digest", "task", "window", "scores")} for v in versions_of(log)],
-    }
 
 
 def _questions(config: Config) -> dict[str, list[Sample]]:

@@ -152,7 +152,7 @@ def _tasks(budgeted: list[Row], unbudgeted: list[Row]) -> Section:
         f"{figures['mb']:.1f} MB, snapshot {figures['snapshot_s']:.2f} s, read {figures['read_s']:.2f} s (medians); "
         f"last over second tenth × {ratio['mb']:.3f}, × {ratio['snapshot_s']:.2f}, × {ratio['read_s']:.2f}; without "
         f"a budget +{grown:.1f} MB a task, read {without[-1]['read_s']:.2f} s after {without[-1]['task']}; "
-        f"the oldest, {late[-1]['merged_adapters']} adapters merged, misses {late[-1]['merged_error']:.0%} of the sum",
+        f"the oldest, {late[-1]['merged_adapters']} random adapters in one, misses {late[-1]['merged_error']:.0%}",
         len(budgeted) >= 1000 and ratio["mb"] <= 1.01 and ratio["snapshot_s"] <= 1.5 and ratio["read_s"] <= 1.5,
         [{"budget": True, **row} for row in shown] + [{"budget": False, **row} for row in without],
     )

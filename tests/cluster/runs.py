@@ -36,6 +36,7 @@ def settings(folder: Path, *, train: int, **sections: Any) -> dict[str, Any]:
         "batch": 16,
         "model": {"path": "zoo:small", "lora": {"r": 4, "alpha": 8}},
         "source": {"kind": "files", "path": str(folder / "stream" / "train")},
+        "detector": {"kind": "labels"},
         "strategy": {"kind": "dgg", "replay_rows": 16},
         "window": {"samples": 1000},
         "replay": {"capacity": 16, "key": "seed"},

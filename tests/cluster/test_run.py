@@ -14,7 +14,8 @@ from streamcl import events as e
 from streamcl.learner import Learner
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
-from streamcl.run import run_to_the_end, status_of
+from streamcl.run import run_to_the_end
+from streamcl.status import status_of
 from streamcl.stream import from_jsonl
 
 TRAIN = 48
@@ -82,6 +83,9 @@ def test_the_same_command_again_learns_nothing_twice(folder: Path, first: dict[s
     again = status_of(str(folder / "run.yaml"), ())
     assert again["counters"] == first["counters"]
     assert len(again["versions"]) == len(first["versions"])
+    assert [shard["shard"] for shard in again["shards"]] == [0, 1]
+    assert sum(shard["replay_rows"] for shard in again["shards"]) == 2 * 16
+    assert all(shard["memory_groups"] == ["anchor"] and shard["memory_bytes"] > 0 for shard in again["shards"])
 
 
 def test_what_was_written_is_what_is_reported(folder: Path, first: dict[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""What the log of a run's store says of it. Nothing needs to run for that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamcl.config import load
+from streamcl.learner import resolve
+from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
+from streamcl.registry.versions import Registry
+from streamcl.report import versions_of
+from streamcl.store import snapshot
+from streamcl.store.memory import TaskMemory
+from streamcl.types import Ref
+
+
+def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Positions, counters, tasks, versions and shards of a run, as JSON values.  Raises ConfigError, Corrupt."""
+    config = resolve(load(file, overrides))
+    log = Log(open_store(config.store.path))
+    head = log.head()
+    state = head.state if head else {}
+    live = Registry(log, config.name).resolve("live")
+    refs = state.get("refs", {})
+    learner = json.loads(log.get_object(refs["learner"])) if "learner" in refs else {}
+    return {
+        "store": config.store.path,
+        "commits": head.n if head else 0,
+        "epoch": head.epoch if head else 0,
+        "live": live.number if live else None,
+        "positions": state.get("sources", {}),
+        "counters": state.get("counters", {}),
+        "training": state.get("training"),
+        "tasks": learner.get("tasks", []),
+        "versions": [{k: v[k] for k in ("number", "digest", "task", "window", "scores")} for v in versions_of(log)],
+        "shards": shards(log, refs),
+    }
+
+
+def shards(log: Log, refs: Mapping[str, Ref]) -> list[dict[str, Any]]:
+    """For each shard: bytes and rows of its reservoir, bytes and tensors of its memory, and its worst certificate."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, ref in sorted(refs.items()):
+        kind, _, shard = name.partition("/")
+        if kind not in ("replay", "memory"):
+            continue
+        data = log.get_object(ref)
+        told = _replay(data) if kind == "replay" else _memory(data)
+        found.setdefault(int(shard), {"shard": int(shard)}).update({f"{kind}_bytes": len(data), **told})
+    return [found[shard] for shard in sorted(found)]
+
+
+def _replay(data: bytes) -> dict[str, Any]:
+    _, parts = snapshot.unpack(data)
+    return {
+        "replay_rows": sum(len(part.rows) for part in parts if not part.held),
+        "heldout_rows": sum(len(part.rows) for part in parts if part.held),
+    }
+
+
+def _memory(data: bytes) -> dict[str, Any]:
+    """`certificate`: the largest error of a subspace, as a share of its rows' energy; None without subspaces."""
+    memory = TaskMemory.from_bytes(data)
+    tensors = [item for group in memory.tensors.values() for item in group.items()]
+    numbers = [tensor.tolist() for name, tensor in tensors if name.endswith(":numbers")]
+    return {
+        "memory_tensors": len(tensors),
+        "memory_groups": sorted(memory.tensors),
+        "certificate": max((error / energy for _, energy, error, *_ in numbers if energy), default=None),
+    }
