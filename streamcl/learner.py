@@ -64,6 +64,7 @@ class Learner:
         from streamcl.cluster.runtime import Runtime, start_ray  # importing ray takes its time
 
         started = time.monotonic()
+        self.config.source.partitions()  # a source that is not there says so before anything is started
         store = open_store(self.config.store.path)
         probe(store)
         log = Log(store)

@@ -36,6 +36,8 @@ from streamcl.types import Ref, Version, Window
 
 TICK_S = 0.5
 """How often the controller hears the time when nothing else happens."""
+READER_DEATHS = 3
+"""How often in a row the reader may die without having read anything."""
 
 
 def start_ray(config: Config) -> None:
@@ -67,6 +69,7 @@ class Runtime:
         self.resume: Mapping[str, int] = {}
         self.ingest: Any = None
         self.pulls: deque[Future[e.Arrival]] = deque()
+        self.deaths = 0
         self.replay = Replay(config, key)
         self.memory = Shards(config.store.path, config.store.shards)
         self.trainer = Trainer(config, self.memory, name=owner)
@@ -96,7 +99,7 @@ class Runtime:
                 yield from self.inbox.get(timeout=TICK_S)()
             if time.monotonic() - ticked >= TICK_S:
                 ticked = time.monotonic()
-                self.trainer.check()
+                self._check()
                 self._later(self.trainer.progress().future(), self._advanced)
                 yield e.Ticked(ticked)
 
@@ -114,7 +117,7 @@ class Runtime:
             case e.Abandon(window, reason):
                 self.log.append("data", why=reason, window={"id": window.id, "abandoned": True})
             case e.Swap(version):
-                self._later(self.pool.submit(self._swap, version), lambda done: [e.Swapped(version)])
+                self._later(self.pool.submit(self._swap, version), lambda done: [e.Swapped(done.result())])
             case e.Commit(checkpoint):
                 self.log.append("data", state=self._state(checkpoint, {}))
             case e.Finish():
@@ -145,16 +148,25 @@ class Runtime:
         while self.pulls and self.pulls[0].done():
             try:
                 arrival = self.pulls[0].result()
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # the source's own error says what to do
             except ray.exceptions.RayActorError:
-                count, self.ingest = len(self.pulls), None
-                self.pulls.clear()
-                for _ in range(count):
-                    self._pull()
+                self._replace_reader()
                 break
             self.pulls.popleft()
-            self.resume = arrival.resume
+            self.resume, self.deaths = arrival.resume, 0
             events.append(e.Arrived(arrival))
         return events
+
+    def _replace_reader(self) -> None:
+        """A new reader, and what was asked of the old one again.  Raises what killed it if it dies again and again."""
+        self.deaths += 1
+        if self.deaths > READER_DEATHS:
+            self.pulls[0].result()
+        count, self.ingest = len(self.pulls), None
+        self.pulls.clear()
+        for _ in range(count):
+            self._pull()
 
     def _freeze(self, action: e.Freeze) -> None:
         """Offers, draws, writes, and commits the window; all of it may be repeated after a crash."""
@@ -192,16 +204,23 @@ class Runtime:
         self.registry.promote(version.number, why=f"window {window.id} of {window.task}")
         self.inbox.put(lambda: [e.Published(version, result.memory)])
 
-    def _swap(self, version: Version) -> None:
+    def _swap(self, version: Version) -> Version:
         handle = self.handle.result()
         started = time.monotonic()
         server.swap(handle, number=version.number)
         self.swap_s.append(time.monotonic() - started)
+        return version
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _later(self, future: Future[Any], meaning: Callable[[Future[Any]], list[e.Event]]) -> None:
         future.add_done_callback(lambda done: self.inbox.put(lambda: meaning(done)))
+
+    def _check(self) -> None:
+        """Raises what ended the trainer or kept the endpoint from starting."""
+        self.trainer.check()
+        if self.handle.done():
+            self.handle.result()
 
     def _advanced(self, done: Future[Any]) -> list[e.Event]:
         self.progress = done.result()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
 
 from streamcl.config import Config
 from streamcl.errors import ConfigError
@@ -94,9 +96,17 @@ def start(config: Config) -> Any:
 def swap(handle: Any, *, number: int, timeout_s: float = 60.0) -> list[int]:
     """Tells every running replica to follow the registry; the versions they answer with now.
 
-    A replica that dies meanwhile is left out: its successor reads the registry before it is ready.
+    If one dies meanwhile, the others are asked again; its successor reads the registry before it is ready.
     """
-    answers = handle.broadcast("follow").results(timeout_s=timeout_s)
+    due = time.monotonic() + timeout_s
+    while True:
+        try:
+            answers = handle.broadcast("follow").results(timeout_s=timeout_s)
+            break
+        except RayActorError:
+            if time.monotonic() > due:
+                raise
+            time.sleep(0.5)
     behind = [answer for answer in answers if answer < number]
     assert not behind, f"replicas answer with {behind} after version {number} was made live"
     return list(answers)

@@ -73,6 +73,8 @@ class MmdDetector:
     def __init__(self, settings: Mmd) -> None:
         self.settings = settings
         self.lag = settings.lag
+        self.keep = settings.lag + settings.warm_up + settings.confirm + LOT + GUARD
+        """Rows before the newest block whose projections are kept."""
         self.limit = threshold(settings.false_alarm_every, silent=settings.shortest)
         self.frequencies_DF: np.ndarray | None = None
         self.recent_BF = np.zeros((0, settings.frequencies), np.float32)
@@ -144,8 +146,7 @@ class MmdDetector:
         block_BD = np.zeros((BLOCK, embeddings_BD.shape[1]), np.float32)
         block_BD[place : place + len(embeddings_BD)] = embeddings_BD
         projected_BF = (block_BD @ self.frequencies_DF)[place : place + len(embeddings_BD)]
-        keep = self.settings.lag + self.settings.warm_up + self.settings.confirm + LOT + GUARD
-        self.recent_BF = np.concatenate([self.recent_BF[-keep:], projected_BF])
+        self.recent_BF = np.concatenate([self.recent_BF[-self.keep :], projected_BF])
         self.row += len(embeddings_BD)
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
@@ -201,12 +202,13 @@ class MmdDetector:
                 self._absorb(self.row - GUARD)
 
     def _absorb(self, ready: int) -> None:
-        """Offers the reference the rows from `absorbed` to before `ready`."""
+        """Offers the reference the rows from `absorbed` to before `ready`, as far as they are still there."""
         assert self.current is not None
-        if ready > self.absorbed:
+        first = max(self.absorbed, self.row - self.keep)
+        if ready > first:
             random = np.random.default_rng((self.settings.seed, 1, ready))
-            rows_BF = self._rows(self.absorbed, ready)
-            self.current.absorb(rows_BF, first_row=self.absorbed, capacity=self.settings.reference, random=random)
+            rows_BF = self._rows(first, ready)
+            self.current.absorb(rows_BF, first_row=first, capacity=self.settings.reference, random=random)
             self.absorbed = ready
 
     def _identify(self) -> Boundary | None:
