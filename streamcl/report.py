@@ -39,6 +39,12 @@ class Matrix:
         gains = np.diff(self.a_TC, axis=1, prepend=before[:, None])
         return [int(column) for column in gains.argmax(axis=1)]
 
+    def sorted(self) -> Matrix:
+        """The same with the rows in the order in which they were learned."""
+        order = sorted(range(len(self.tasks)), key=self.learned.__getitem__)
+        zero_shot = self.zero_shot and tuple(self.zero_shot[row] for row in order)
+        return Matrix(tuple(self.tasks[row] for row in order), self.columns, self.a_TC[order], zero_shot)
+
     def metrics(self) -> dict[str, float]:
         """Every metric of `metrics.DEFINITIONS` that the matrix has numbers for."""
         return metrics.summarize(self.a_TC, learned=self.learned, zero_shot=self.zero_shot)
@@ -60,7 +66,7 @@ def matrix(versions: Sequence[Mapping[str, Any]]) -> Matrix | None:
     rows = [[version["scores"].get(task, np.nan) for version in closing] for task in tasks]
     before = versions[0]["extra"]["before"]
     zero_shot = tuple(before[task] for task in tasks) if all(task in before for task in tasks) else None
-    return Matrix(tasks, columns, np.array(rows, np.float64), zero_shot)
+    return Matrix(tasks, columns, np.array(rows, np.float64), zero_shot).sorted()
 
 
 def draw(result: Matrix, path: Path, *, title: str) -> None:
