@@ -84,7 +84,7 @@ def test_the_same_command_again_learns_nothing_twice(folder: Path, first: dict[s
     assert again["counters"] == first["counters"]
     assert len(again["versions"]) == len(first["versions"])
     assert [shard["shard"] for shard in again["shards"]] == [0, 1]
-    assert sum(shard["replay_rows"] for shard in again["shards"]) >= 2 * 16  # a shard keeps what it may need when merged
+    assert sum(shard["replay_rows"] for shard in again["shards"]) >= 2 * 16  # each keeps what a merge may need
     assert all(shard["memory_groups"] == ["anchor"] and shard["memory_bytes"] > 0 for shard in again["shards"])
 
 
