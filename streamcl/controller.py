@@ -48,7 +48,7 @@ class Controller:
         self.dead: list[DeadLetter] = []
         self.backlog: deque[tuple[e.Arrival, int]] = deque()
         self.pulls = 0
-        self.ended = self.freezing = self.stopping = self.finished = False
+        self.ended = self.freezing = self.swapping = self.stopping = self.finished = False
         self.now: float | None = None
 
     def handle(self, event: e.Event) -> list[e.Action]:
@@ -69,14 +69,15 @@ class Controller:
                 actions = [e.Abandon(window, reason)]
             case e.Published(version, memory) if self.training and self.training.id == version.window:
                 self.live, self.memory, self.training = version.number, memory, None
+                self.swapping = True
                 actions = [e.Swap(version)]
             case e.Ticked(now):
                 self.now = now
             case e.Stopping():
                 self.stopping = True
-            case (
-                e.Frozen() | e.Trained() | e.Failed() | e.Published() | e.Swapped()
-            ):  # a repeated or late answer changes nothing
+            case e.Swapped(version) if version.number == self.live:
+                self.swapping = False
+            case _:  # answers that come again or too late change nothing
                 pass
         return actions + self._next()
 
@@ -90,7 +91,8 @@ class Controller:
         self._drain()
         if self.waiting and self.training is None:
             return [self._freeze(self.waiting), *self._pulls()]
-        if self.ended and not (self.pulls or self.backlog or self.open or self.waiting or self.training):
+        under_way = self.pulls or self.backlog or self.open or self.waiting or self.training or self.swapping
+        if self.ended and not under_way:
             self.finished = True
             return [e.Commit(self._checkpoint()), e.Finish()]
         return self._pulls()

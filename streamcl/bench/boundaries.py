@@ -2,8 +2,9 @@
 
 Peers need river (`pip install river`). (a) Gaussian rows in 64 dimensions whose mean moves by 0.5, 1 or 2 standard
 deviations in one random direction, (b) the zoo's training samples, tasks in random orders and of random lengths, (c)
-the same with returning tasks, and with gradual changes. A delay counts the new task's samples up to the
-alarm, the alarming one included; a change that is missed counts as long as the new task. Shapes: N rows, D features.
+the same with returning tasks, and with gradual changes. A delay counts the new task's samples up to the alarm, the
+alarming one included; a change that is missed counts as long as the new task, and an alarm before the change gives no
+delay. Shapes: N rows, D features.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def delays(alarm: Callable[[np.ndarray], int | None], changes: list[Change]) -> 
     found = [(alarm(change.x_ND), change) for change in changes]
     late = [len(c.x_ND) - c.start if at is None else at - c.start + 1 for at, c in found if at is None or at >= c.start]
     return {
-        "delay_mean": float(np.mean(late)) if late else float("nan"),
-        "delay_median": float(np.median(late)) if late else float("nan"),
+        "delay_mean": float(np.mean(late)) if late else None,
+        "delay_median": float(np.median(late)) if late else None,
         "missed": sum(at is None for at, _ in found),
         "early": len(found) - len(late),
         "changes": len(found),

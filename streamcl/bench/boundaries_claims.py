@@ -16,8 +16,11 @@ Row = dict[str, Any]
 
 
 def matched(rows: Sequence[Row], value: str) -> float:
-    """A detector's `value` at a run length of WANTED, between its two nearest thresholds."""
-    points = sorted((row["arl0"], row[value]) for row in rows)
+    """A detector's `value` at a run length of WANTED, between its two nearest thresholds, or at the nearest one.
+
+    Thresholds at which every alarm came before its change have no delay and are left out.
+    """
+    points = sorted((row["arl0"], row[value]) for row in rows if row["early"] < row["changes"])
     return float(np.interp(np.log(WANTED), np.log([arl0 for arl0, _ in points]), [v for _, v in points]))
 
 

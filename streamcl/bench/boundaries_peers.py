@@ -105,17 +105,17 @@ def peers() -> Sequence[Peer]:
     def kswin(alpha: float) -> Any:
         return KSWIN(alpha=alpha, seed=0)
 
-    found = [Peer("linear CKA", (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), cka)]
+    found = [Peer("linear CKA", tuple(step / 50 for step in range(3, 26)), cka)]
     for scalar, project in SCALARS.items():
         for name, make, thresholds in (
             ("River ADWIN", adwin, (0.9, 0.5, 0.2, 0.05, 0.002)),
-            ("River Page-Hinkley", page_hinkley, (5.0, 10.0, 20.0, 40.0, 80.0)),
-            ("River KSWIN", kswin, (1e-4, 1e-5)),
+            ("River Page-Hinkley", page_hinkley, (10.0, 20.0, 40.0, 80.0, 160.0)),
+            ("River KSWIN", kswin, (1e-3, 1e-4)),
         ):
             every = 3 if make is kswin else 1  # 0.35 ms a sample
             found.append(Peer(f"{name}, {scalar}", thresholds, _watch(project, make), every))
         for slack in (0.5, 1.0):
-            limits = (3.0, 4.0, 6.0, 8.0, 12.0, 18.0, 30.0)
+            limits = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 18.0, 30.0)
             found.append(Peer(f"CUSUM {slack}, {scalar}", limits, _cusum(project, slack)))
     return found
 

@@ -30,7 +30,8 @@ def plot_curves(parts: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
 
 def _panel(axis: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for index, name in enumerate(dict.fromkeys(row["detector"] for row in rows)):
-        points = sorted((row["arl0"], row["delay_mean"]) for row in rows if row["detector"] == name)
+        named = [row for row in rows if row["detector"] == name and row["delay_mean"] is not None]
+        points = sorted((row["arl0"], row["delay_mean"]) for row in named)
         bold = name == "mmd"
         axis.plot(
             [arl0 for arl0, _ in points], [delay for _, delay in points], label=name, zorder=3 if bold else 2,

@@ -31,10 +31,10 @@ class Mmd:
     kernel CUSUM (Wei and Xie, arXiv:2211.15070), threshold as in `evidence.py`. Assumes that samples of one task arrive
     shuffled.
 
-    A change is one boundary, at the sample where the statistic places it. A gradual change is one boundary too, inside
-    the transition: what is found within `shortest` samples of a boundary, and is no known task, is the same change
-    still going on, and only renews the reference. Producers that are interleaved finely (at random, or in turns of a
-    few samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are boundaries,
+    A change is one boundary, at the sample where the statistic places it. A gradual change is as a rule one boundary
+    too, inside the transition: what is found within `shortest` samples of a boundary, and is no known task, is the same
+    change still going on, and only renews the reference. Producers that are interleaved finely (at random, or in turns
+    of a few samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are boundaries,
     recognised as returns. When one of two finely mixed producers stops, that is a boundary.
     """
 

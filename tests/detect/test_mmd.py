@@ -154,6 +154,14 @@ def test_producers_that_are_finely_mixed_are_one_task():
     assert abs(found[0].starts - 600) <= 16
 
 
+def test_producers_in_turns_of_a_few_samples_are_one_task_until_one_stops():
+    turns_N = np.arange(1500) // 4 % 2 == 1
+    x_ND = np.where(turns_N[:, None], rows(1, 1500), rows(0, 1500))
+    _, *found = boundaries(SMALL.build(), np.concatenate([x_ND, rows(1, 400, 5)]))
+    assert len(found) == 1
+    assert abs(found[0].starts - 1500) <= 16
+
+
 def test_long_turns_of_two_producers_are_returns():
     turns = stream((0, 400), (1, 400), (0, 300), (1, 300), (0, 300))
     assert [b.task for b in boundaries(SMALL.build(), turns)] == [None, None, "task-0", "task-1", "task-0"]
