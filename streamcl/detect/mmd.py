@@ -34,8 +34,8 @@ class Mmd:
     A change is one boundary, at the sample where the statistic places it. A gradual change is as a rule one boundary
     too, inside the transition: what is found within `shortest` samples of a boundary, and is no known task, is the same
     change still going on, and only renews the reference. Producers that are interleaved finely (at random, or in turns
-    of a few samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are boundaries,
-    recognised as returns. When one of two finely mixed producers stops, that is a boundary.
+    of a few samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are
+    boundaries, recognised as returns. When one of two finely mixed producers stops, that is a boundary.
     """
 
     false_alarm_every: int = 10_000
