@@ -10,16 +10,17 @@ import os
 import random
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from rich.console import Console
 
 from streamcl.bench.report import Claim, about, save
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Drawn, Replay, committed
+from streamcl.cluster.runtime import start_ray, stop_ray
 from streamcl.config import Config, ReplayConfig, StoreConfig
 from streamcl.events import Checkpoint, Freeze, Offer
 from streamcl.registry.log import Log
@@ -64,11 +65,6 @@ def commit(log: Log, drawn: Drawn, refs: tuple[Any, ...]) -> None:
     log.append("data", state={"refs": {**drawn.refs, **named}})
 
 
-def pids(actors: list[Any]) -> list[int]:
-    found: list[int] = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
-    return found
-
-
 class Life:
     """A learner's use of its shards, window by window. Mutable: counts its kills."""
 
@@ -78,21 +74,21 @@ class Life:
         self.log.acquire("life")
         self.replay = Replay(self.config, KEY)
         self.memory = Shards(str(folder), shards)
+        self.pool = ThreadPoolExecutor(1)
         self.killed = 0
 
     def window(self, number: int, dice: random.Random | None) -> tuple[Drawn, TaskMemory]:
         """One window's use of the shards; with dice, three of them are killed on the way."""
-        waiting = []
         if dice:
-            self._kill(dice.choice(pids([*self.replay.actors, *self.memory.actors])))
-            victims = pids(self.replay.actors)
-            waiting = [actor.take.remote(freeze(number).offer) for actor in self.replay.actors]
-            self._kill(dice.choice(victims))  # the call is under way, or has just ended without a commit
-        drawn = self.replay.freeze(freeze(number))
-        ray.get(waiting)
+            self._kill(dice.choice([*self.replay.pids(), *self.memory.pids()]))
+            victim = dice.choice(self.replay.pids())
+        drawing = self.pool.submit(self.replay.freeze, freeze(number))
+        if dice:
+            self._kill(victim)  # while it takes in its rows, or just after, without a commit
+        drawn = drawing.result()
         refs = self.memory.write(memory(number))
         if dice:
-            self._kill(dice.choice(pids(self.memory.actors)))
+            self._kill(dice.choice(self.memory.pids()))
         kept = self.memory.read(refs)
         commit(self.log, drawn, refs)
         return drawn, TaskMemory.from_bytes(kept.to_bytes())
@@ -102,6 +98,7 @@ class Life:
         self.killed += 1
 
     def close(self) -> None:
+        self.pool.shutdown()
         self.replay.close()
         self.memory.close()
 
@@ -140,15 +137,15 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24, help="three kills each")
     windows = parser.parse_args().windows
     console = Console(stderr=True)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory(prefix="streamcl-bench-") as folder, console.status("killing shards"):
         root = Path(folder)
+        start_ray(config(root, shards=1))
         calm, _ = lived(root / "calm", windows=range(windows), shards=3)
         killed, kills = lived(root / "killed", windows=range(windows), shards=3, dice=random.Random(0))
         same = killed == calm and reservoir(root / "killed") == reservoir(root / "calm")
         steady, _ = lived(root / "steady", windows=range(4), shards=2)
         turned = changed(root / "changed")
-    ray.shutdown()
+    stop_ray()
     share, command = moved(2, 5), COMMAND
     claims = [
         Claim(

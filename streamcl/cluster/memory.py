@@ -6,6 +6,7 @@ of shards has changed, it rebuilds its part from the store. So every call may si
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ class MemoryShard:
         self.part, self.ref = part, self.log.put_object("memory", part.tobytes(), "safetensors")
         return self.ref
 
+    def pid(self) -> int:
+        return os.getpid()
+
 
 MemoryActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MemoryShard)
 
@@ -67,6 +71,10 @@ class Shards:
         parts = memory.split(len(self.actors))
         sent = [actor.write.remote(_array(part.to_bytes())) for actor, part in zip(self.actors, parts, strict=True)]
         return tuple(ray.get(sent))
+
+    def pids(self) -> list[int]:
+        """The shards' processes."""
+        return list(ray.get([actor.pid.remote() for actor in self.actors]))
 
     def close(self) -> None:
         for actor in self.actors:

@@ -5,6 +5,7 @@ A window's draw is made of all shards' rows together and seeded by the window: i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,9 @@ class ReplayShard:
         data = self.reservoir.snapshot()
         return self.log.put_object("replay", data, "arrow"), data
 
+    def pid(self) -> int:
+        return os.getpid()
+
 
 ReplayActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayShard)
 
@@ -94,6 +98,10 @@ class Replay:
             {task: tuple(whole.heldout(task, samples, 0)) for task in window.known},
             {f"{PREFIX}{index}": ref for index, (ref, _) in enumerate(taken)},
         )
+
+    def pids(self) -> list[int]:
+        """The shards' processes."""
+        return list(ray.get([actor.pid.remote() for actor in self.actors]))
 
     def close(self) -> None:
         for actor in self.actors:
