@@ -106,12 +106,9 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="streamcl-bench-") as folder:
         root = Path(folder)
-        for kind in STRATEGIES:
-            with (
-                console.status(f"quickstart with {kind}"),
-                run(root / kind, f"strategy.kind={kind}", *SETTINGS[kind]) as p,
-            ):
-                results[kind] = finish(p)
+        for kind, overrides in RUNS.items():
+            with console.status(f"quickstart with {kind}"), run(root / kind.replace(", ", "-"), *overrides) as process:
+                results[kind] = finish(process)
             console.print(f"{kind}: Last {results[kind]['last']:.3f} in {results[kind]['seconds']['wall']:.0f} s")
         with console.status("killed in the third window"):
             died = killed_in_window(3, root / "killed")
