@@ -104,12 +104,13 @@ def delays(alarm: Callable[[np.ndarray], int | None], changes: list[Change]) -> 
 def measure_run_lengths(tasks: Tasks, size: Size) -> Iterator[Row]:
     """Line 1: alarms of the calibrated test, and, for comparison, boundaries after the second look."""
     for wanted in (1000, WANTED):
-        for second_look in (False, True):
-            streams = null_streams(tasks, size.nulls // (5 if second_look else 1), 3 * wanted)
+        for second_look, shuffled in ((False, True), (False, False), (True, True)):
+            streams = null_streams(tasks, size.nulls // (5 if second_look else 1), 3 * wanted, shuffled=shuffled)
             kind = Mmd(false_alarm_every=wanted, second_look=second_look)
             realised, raised = run_length(partial(first_alarm, kind), streams)
-            yield {"part": "null", "wanted": wanted, "second_look": second_look, "realised": realised,
-                   "alarms": raised, "streams": len(streams), "factor": realised / wanted}  # fmt: skip
+            yield {"part": "null", "wanted": wanted, "second_look": second_look, "shuffled": shuffled,
+                   "realised": realised, "alarms": raised, "streams": len(streams),
+                   "factor": realised / wanted}  # fmt: skip
 
 
 def follow(kind: Mmd, parts: Sequence[tuple[str, np.ndarray]]) -> list[Row]:

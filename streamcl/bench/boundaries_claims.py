@@ -37,10 +37,12 @@ def claim(line: int, what: str, bar: str, value: str, *, holds: bool) -> Claim:
 def claim_run_length(rows: Sequence[Row]) -> Claim:
     alarms = [row for row in rows if row["part"] == "null" and not row["second_look"]]
     looks = [row for row in rows if row["part"] == "null" and row["second_look"]]
-    value = "; ".join(f"{r['realised']:,.0f} for {r['wanted']:,} ({r['alarms']} alarms)" for r in alarms)
+    kinds = {True: "shuffled", False: "drawn"}
+    each = (f"{kinds[r['shuffled']]} {r['realised']:,.0f} for {r['wanted']:,} ({r['alarms']} alarms)" for r in alarms)
+    value = "; ".join(each)
     seconds = "; ".join(f"{r['alarms']} in {max(r['alarms'], 1) * r['realised']:,.0f} samples" for r in looks)
     return claim(
-        1, "realised samples to a false alarm of the calibrated test (second_look: false), draws of one task",
+        1, "realised samples to a false alarm of the calibrated test (second_look: false); one task, shuffled or drawn",
         "within a factor 1.5 of 1,000 and of 10,000", f"{value}. Boundaries after the second look: {seconds}",
         holds=all(1 / 1.5 <= row["factor"] <= 1.5 for row in alarms),
     )  # fmt: skip

@@ -76,9 +76,14 @@ def gaussian_changes(shift: float, count: int) -> list[Change]:
     return changes
 
 
-def null_streams(tasks: Tasks, count: int, rows: int) -> list[np.ndarray]:
-    names = list(tasks)
-    return [draw(tasks[names[s % len(names)]], rows, np.random.default_rng((3, s))) for s in range(count)]
+def null_streams(tasks: Tasks, count: int, rows: int, *, shuffled: bool = False) -> list[np.ndarray]:
+    """Streams of one task each: independent draws of its samples, or all of them shuffled, again and again."""
+    names, streams = list(tasks), []
+    for seed in range(count):
+        random, x_ND = np.random.default_rng((3, seed)), tasks[names[seed % len(names)]]
+        rounds = [x_ND[random.permutation(len(x_ND))] for _ in range(rows // len(x_ND) + 1)] if shuffled else []
+        streams.append(np.concatenate(rounds)[:rows] if shuffled else draw(x_ND, rows, random))
+    return streams
 
 
 def gaussian_nulls(count: int, rows: int) -> list[np.ndarray]:

@@ -84,10 +84,13 @@ def test_the_rate_is_the_thresholds_doing():
     assert alarms_on_null(Uncalibrated(**asdict(SMALL))) > 24
 
 
-def test_a_single_odd_sample_is_no_boundary():
-    x_ND = rows(0, 800)
-    x_ND[[400, 500, 600]] = 50.0
-    assert boundaries(SMALL.build(), x_ND) == [Boundary(0, 0, None)]
+def test_odd_samples_are_no_boundary():
+    for seed in range(5):
+        alone_ND, three_ND = rows(seed, 1600), rows(seed, 1600)
+        alone_ND[800] = 50.0
+        three_ND[[800, 900, 1000]] = 50.0
+        assert boundaries(SMALL.build(), alone_ND) == [Boundary(0, 0, None)]
+        assert boundaries(Mmd().build(), three_ND) == [Boundary(0, 0, None)]
 
 
 def test_equal_samples_are_no_change_and_different_ones_are():
