@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ from streamcl.train.model import ModelConfig, load_base
 from streamcl.zoo import TASKS, load_task, resolve
 
 Tasks = dict[str, np.ndarray]
+CALIBRATION = ("icons_phosphor", "charts", "counting")
+"""Tasks that the detector's constant was chosen on: `boundaries_calibrate.py`. Claims are measured on the others."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,20 @@ def gaussian_changes(shift: float, count: int) -> list[Change]:
     return changes
 
 
-def null_streams(tasks: Tasks, count: int, rows: int, *, shuffled: bool = False) -> list[np.ndarray]:
-    """Streams of one task each: independent draws of its samples, or all of them shuffled, again and again."""
-    names, streams = list(tasks), []
+def null_stream(x_ND: np.ndarray, rows: int, random: np.random.Generator, *, shuffled: bool = False) -> np.ndarray:
+    """A stream of one task: independent draws of its samples, or all of them shuffled, again and again."""
+    if not shuffled:
+        return draw(x_ND, rows, random)
+    order_N = np.concatenate([random.permutation(len(x_ND)) for _ in range(rows // len(x_ND) + 1)])
+    stream_ND: np.ndarray = x_ND[order_N[:rows]]
+    return stream_ND
+
+
+def null_streams(tasks: Tasks, count: int, rows: int, *, shuffled: bool = False) -> Iterator[np.ndarray]:
+    """`count` streams without change, of each task in turn."""
+    names = list(tasks)
     for seed in range(count):
-        random, x_ND = np.random.default_rng((3, seed)), tasks[names[seed % len(names)]]
-        rounds = [x_ND[random.permutation(len(x_ND))] for _ in range(rows // len(x_ND) + 1)] if shuffled else []
-        streams.append(np.concatenate(rounds)[:rows] if shuffled else draw(x_ND, rows, random))
-    return streams
+        yield null_stream(tasks[names[seed % len(names)]], rows, np.random.default_rng((3, seed)), shuffled=shuffled)
 
 
 def gaussian_nulls(count: int, rows: int) -> list[np.ndarray]:

@@ -24,7 +24,8 @@ class Adwin:
     """
 
     watch: Literal["distance", "loss"] = "distance"
-    """"distance": of the embedding from the mean of the task's first `warm_up`. "loss": before it is trained on."""
+    """"distance": of the embedding from the mean of the task's first `warm_up`. "loss": before it is trained on,
+    for callers who give it (the learner cannot: see `base.py`)."""
     delta: float = 0.002
     """ADWIN's confidence. Not a false-alarm rate of the stream: see `mmd` for one."""
     warm_up: int = 64

@@ -8,6 +8,9 @@ Shapes: N samples, D features. The caller's loop, the same for every kind:
             break
         detector.begin(boundary.task or a_new_name)      # before the next update
         seen = seen.from_row(boundary.at + 1)
+
+The prequential loss is no feature of the learner's own detectors: its trainer meets a sample only in a window, and
+windows are cut by the boundaries that are sought here. A caller who scores samples as they arrive may give losses.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class Observations:
     """float32. Zero columns where nothing embeds, for the kinds that do not look."""
     labels: tuple[str | None, ...]
     losses_N: np.ndarray | None = None
-    """The loss of each sample before it was trained on, where the trainer has it."""
+    """The loss of each sample before it was trained on, where the caller has it; the learner has not."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -36,16 +36,22 @@ class Mmd:
     change still going on, and only renews the reference. Producers that are interleaved finely (at random, or in turns
     of a few samples) form one task, the mixture; turns longer than about `cool_down` + `confirm` samples are
     boundaries, recognised as returns. When one of two finely mixed producers stops, that is a boundary.
+
+    The knob counts alarms, and an alarm becomes a boundary only if the next samples alone raise it again: a false one
+    does so once in about false_alarm_every / `confirm` times. A wrong boundary costs a task for ever, a late look costs
+    `confirm` samples at most. Whoever wants every alarm to be a boundary sets `second_look` to false.
     """
 
     false_alarm_every: int = 10_000
-    """Samples between false alarms, on average, while one task goes on. A second look makes boundaries rarer still."""
+    """Samples between false alarms, on average, while one task goes on; boundaries are rarer (see `second_look`)."""
     warm_up: int = 128
     """Samples at the start of a new task that only teach what it looks like; a change among them is not seen."""
     cool_down: int = 32
     """Samples after a boundary during which no alarm is raised."""
     shortest: int = 256
-    """Shortest new task: sooner after a boundary than this, no other new one begins; a known task may return."""
+    """Shortest new task: sooner after a boundary than this, no other new one begins; a known task may return. So a
+    shorter new task and the next new one become one task. Less (`warm_up` at least makes sense) keeps them apart, at
+    the price that a change over hundreds of samples is cut more than once."""
     confirm: int = 64
     """Samples of the new task on which it must be rejected as every stored one, or else is taken for the nearest."""
     second_look: bool = True
@@ -54,7 +60,7 @@ class Mmd:
     """How far back the beginning of the task may lie."""
     frequencies: int = 128
     reference: int = 512
-    """Samples kept of each task: 0.25 MB in a snapshot."""
+    """Samples kept of each task: 0.22 MB in a snapshot."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +79,7 @@ class MmdDetector:
     def __init__(self, settings: Mmd) -> None:
         self.settings = settings
         self.lag = settings.lag
-        self.keep = settings.lag + settings.warm_up + settings.confirm + LOT + GUARD
+        self.keep = max(settings.lag, settings.warm_up, LOT + GUARD) + 2 * BLOCK
         """Rows before the newest block whose projections are kept."""
         self.limit = threshold(settings.false_alarm_every, silent=settings.shortest)
         self.frequencies_DF: np.ndarray | None = None
@@ -152,16 +158,23 @@ class MmdDetector:
     def _rows(self, start: int, stop: int) -> np.ndarray:
         """Projections of the stream's rows from `start` to before `stop`."""
         before = self.row - len(self.recent_BF)
+        assert start >= before
         return self.recent_BF[start - before : stop - before]
 
-    def _weigh(self, evidence: Evidence, reference: Reference, start: int, stop: int, size: int) -> np.ndarray:
-        """The statistic after each of the rows [start, stop), computed as `size` rows: [stop - start, C, T]."""
+    def _score(self, evidence: Evidence, reference: Reference, start: int, stop: int, size: int) -> np.ndarray:
+        """z of the rows [start, stop), computed as `size` rows: [stop - start, C]."""
         padded_BF = np.zeros((size, self.settings.frequencies), np.float32)
         padded_BF[: stop - start] = self._rows(start, stop)
         blocks = range(start // BLOCK, (start + size - 1) // BLOCK + 1)
         draws = [np.random.default_rng((self.settings.seed, block)).random((BLOCK, CHANNELS)) for block in blocks]
         uniforms_BC = np.concatenate(draws)[start % BLOCK :][:size]
-        return evidence.weigh(reference, reference.features(padded_BF), uniforms_BC, limit=self.limit)[: stop - start]
+        return evidence.score(reference, reference.features(padded_BF), uniforms_BC)[: stop - start]
+
+    def _again(self, evidence: Evidence, reference: Reference, start: int, stop: int) -> np.ndarray:
+        """The statistic after each of at most `confirm` rows [start, stop), by evidence of their own."""
+        z_BC = self._score(evidence, reference, start, stop, self.settings.confirm)
+        statistic_B: np.ndarray = evidence.weigh(reference, z_BC).mean(axis=(1, 2))
+        return statistic_B
 
     def _decide(self) -> Boundary | None:
         """The boundary that the newest rows, at most to the end of a block, establish."""
@@ -180,14 +193,16 @@ class MmdDetector:
 
     def _open_reference(self) -> None:
         middle = self.began + self.settings.warm_up // 2
-        self.current = Reference(self._rows(self.began, middle), self._rows(middle, self.row), first_row=middle)
+        metric_BF, opening_BF = self._rows(self.began, middle), self._rows(middle, self.row)
+        self.current = Reference(metric_BF, opening_BF, first_row=middle, channels=CHANNELS)
         self.evidence = Evidence(2 * self.settings.frequencies)
         self.checked = self.absorbed = self.row
 
     def _watch(self, whole: bool) -> None:
         """Weighs the rows since `checked`; sets `alarm`, or at the end of a block takes them into account."""
         assert self.current is not None
-        ratios_BCT = self._weigh(self.evidence, self.current, self.checked, self.row, BLOCK)
+        z_BC = self._score(self.evidence, self.current, self.checked, self.row, BLOCK)
+        ratios_BCT = self.evidence.weigh(self.current, z_BC)
         raised_B = ratios_BCT.mean(axis=(1, 2)) >= self.limit
         raised_B &= np.arange(self.checked, self.row) >= self.quiet_until
         if raised_B.any():
@@ -197,6 +212,7 @@ class MmdDetector:
             self.alarm = (at, start + split)
         elif whole and self.row > self.checked:
             self.evidence.keep(self.current.features(self._rows(self.checked, self.row)), ratios_BCT[-1])
+            self.current.learn(z_BC)
             self.checked = self.row
             if self.row % LOT == 0:
                 self._absorb(self.row - GUARD)
@@ -226,8 +242,8 @@ class MmdDetector:
         stop = min(self.row, first + confirm)
         worst = {}  # each stored task's largest statistic up to each row
         for name, reference in self.tasks.items():
-            ratios_BCT = self._weigh(Evidence(2 * self.settings.frequencies), reference, first, stop, confirm)
-            worst[name] = np.maximum.accumulate(ratios_BCT.mean(axis=(1, 2)))
+            evidence = Evidence(2 * self.settings.frequencies)
+            worst[name] = np.maximum.accumulate(self._again(evidence, reference, first, stop))
         alike_B = sum((worst_B < self.limit for worst_B in worst.values()), np.zeros(stop - first, bool))
         if not alike_B.all():
             return self._turn(max(first + int(np.argmin(alike_B)), left), starts, None)
@@ -245,8 +261,7 @@ class MmdDetector:
         evidence = Evidence(2 * self.settings.frequencies)
         evidence.window_JM[:] = self.current.features(self._rows(starts, at + 1)).mean(axis=0)
         stop = min(self.row, at + 1 + self.settings.confirm)
-        ratios_BCT = self._weigh(evidence, self.current, at + 1, stop, self.settings.confirm)
-        again_B = ratios_BCT.mean(axis=(1, 2)) >= self.limit
+        again_B = self._again(evidence, self.current, at + 1, stop) >= self.limit
         return at + 1 + int(np.argmax(again_B)) if again_B.any() else None
 
     def _turn(self, at: int, starts: int, task: str | None) -> Boundary | None:

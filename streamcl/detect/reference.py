@@ -11,6 +11,9 @@ import numpy as np
 
 from streamcl.detect.base import pack, unpack
 
+_ARRAYS = ("mean_F", "points_NF", "rows_N", "z_C")
+_NUMBERS = ("bandwidth", "seen", "compared")
+
 NEGLIGIBLE = 1e-6
 """Variances that are smaller, as a share of the mean square, are taken for rounding."""
 
@@ -25,21 +28,26 @@ class Reference:
 
     mean_F: np.ndarray
     whiten_FF: np.ndarray
-    bandwidth: np.float32
+    bandwidth: float
     points_NF: np.ndarray
     """Whitened projections in half precision: what is kept is what is compared, so restoring changes nothing."""
     rows_N: np.ndarray
     """The stream's row that each point was, to take points back when a boundary turns out to lie before them."""
     seen: int
     """Rows that the points were drawn from."""
+    compared: int
+    """Rows that were compared with the points while the task went on."""
+    z_C: np.ndarray
+    """The sum of their scores: far from 0 if the points happen to lie oddly. See `evidence.py`."""
 
-    def __init__(self, metric_BF: np.ndarray, opening_BF: np.ndarray, *, first_row: int) -> None:
+    def __init__(self, metric_BF: np.ndarray, opening_BF: np.ndarray, *, first_row: int, channels: int) -> None:
         self.mean_F = metric_BF.mean(axis=0)
         resolution = NEGLIGIBLE * float((metric_BF**2).mean()) + 1e-12
         self.whiten_FF = _whitening(metric_BF - self.mean_F, floor=resolution)
         self.points_NF = self._rounded(opening_BF)
         self.rows_N = first_row + np.arange(len(opening_BF))
         self.seen = len(opening_BF)
+        self.compared, self.z_C = 0, np.zeros(channels)
         self.bandwidth = _median_distance(self.points_NF.astype(np.float32))
         self._refresh()
 
@@ -49,6 +57,11 @@ class Reference:
     def features(self, projected_BF: np.ndarray) -> np.ndarray:
         """Rows as unit vectors [B, M] whose inner products are the kernel."""
         return self._features((projected_BF - self.mean_F) @ self.whiten_FF)
+
+    def learn(self, z_BC: np.ndarray) -> None:
+        """Takes note of the scores of rows of this task."""
+        self.compared += len(z_BC)
+        self.z_C = self.z_C + z_BC.sum(axis=0)
 
     def absorb(self, projected_BF: np.ndarray, *, first_row: int, capacity: int, random: np.random.Generator) -> None:
         """Makes the points a uniform sample of at most `capacity` of the rows seen before and these (algorithm R)."""
@@ -73,15 +86,20 @@ class Reference:
         self._refresh()
 
     def snapshot(self) -> dict[str, Any]:
-        arrays = {name: pack(getattr(self, name)) for name in ("mean_F", "whiten_FF", "points_NF", "rows_N")}
-        return {**arrays, "bandwidth": float(self.bandwidth), "seen": self.seen}
+        arrays = {name: pack(getattr(self, name)) for name in _ARRAYS}
+        half = pack(self.whiten_FF[np.triu_indices(len(self.whiten_FF))])
+        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}, "whiten": half}
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Reference:
         reference = cls.__new__(cls)
-        for name in ("mean_F", "whiten_FF", "points_NF", "rows_N"):
+        for name in _ARRAYS:
             setattr(reference, name, unpack(state[name]))
-        reference.bandwidth, reference.seen = np.float32(state["bandwidth"]), state["seen"]
+        for name in _NUMBERS:
+            setattr(reference, name, state[name])
+        upper_FF = np.zeros((len(reference.mean_F), len(reference.mean_F)), np.float32)
+        upper_FF[np.triu_indices(len(upper_FF))] = unpack(state["whiten"])
+        reference.whiten_FF = upper_FF + np.triu(upper_FF, 1).T
         reference._refresh()
         return reference
 
@@ -108,11 +126,12 @@ def _whitening(centred_BF: np.ndarray, *, floor: float) -> np.ndarray:
     values_F, vectors_FF = np.linalg.eigh(centred_BF.T @ centred_BF / len(centred_BF))
     shrink = max(float(values_F.mean()), floor)
     whitening_FF: np.ndarray = (vectors_FF / np.sqrt(np.maximum(values_F, 0) + shrink)) @ vectors_FF.T
-    return whitening_FF
+    symmetric_FF: np.ndarray = (whitening_FF + whitening_FF.T) / 2  # to the last bit: a snapshot holds one half of it
+    return symmetric_FF
 
 
-def _median_distance(points_NF: np.ndarray) -> np.float32:
+def _median_distance(points_NF: np.ndarray) -> float:
     squares_N = (points_NF**2).sum(axis=1)
     squared_NN = squares_N[:, None] + squares_N[None, :] - 2 * points_NF @ points_NF.T
     median = float(np.median(squared_NN[np.triu_indices(len(points_NF), 1)]))
-    return np.float32(np.sqrt(max(median, 0.01)))  # of whitened rows: less is rounding
+    return float(np.float32(np.sqrt(max(median, 0.01))))  # of whitened rows: less is rounding

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from streamcl.detect import Boundary, Detector, Mmd, Observations
-from streamcl.detect.mmd import MmdDetector
+from streamcl.detect.evidence import CHANNELS, Evidence, _normal_scores
+from streamcl.detect.mmd import BLOCK, MmdDetector
+from streamcl.detect.reference import Reference
 from streamcl.errors import ConfigError
 
 SMALL = Mmd(frequencies=32, reference=256, false_alarm_every=2000, seed=3)
@@ -69,6 +72,44 @@ def test_a_change_is_found_soon_and_placed_exactly_and_a_return_is_recognised():
 
 def test_alarms_come_at_the_stated_rate_while_nothing_changes():
     assert alarms_on_null(SMALL) <= 24  # 12 are wanted in 24,000 samples: above 24 once in 1,500 trials
+
+
+@pytest.mark.parametrize("law", ["normal", "heavy", "skewed", "equal"])
+def test_scores_are_normal_whatever_the_rows_look_like(law):
+    random = np.random.default_rng(0)
+    laws = {
+        "normal": random.standard_normal,
+        "heavy": lambda shape: random.standard_t(2, shape),
+        "skewed": lambda shape: random.lognormal(0, 2, shape),
+        "equal": np.zeros,
+    }
+    scores_BN = laws[law]((60_000, 65))
+    z_B = _normal_scores(scores_BN[:, 0], scores_BN[:, 1:], random.random(60_000))
+    naive_B = (scores_BN[:, 0] - scores_BN[:, 1:].mean(axis=1)) / (scores_BN[:, 1:].std(axis=1) + 1e-9)
+    wrong = 0
+    for level in (0.5, 0.1, 0.01, 0.001):
+        at, error = NormalDist().inv_cdf(1 - level), 4 * (level / 60_000) ** 0.5
+        assert abs((z_B > at).mean() - level) < error
+        wrong += abs((naive_B > at).mean() - level) > error
+    assert law == "normal" or wrong  # the broken twin: scores that are only standardised
+
+
+def test_a_reference_learns_its_own_error_and_else_it_would_alarm():
+    points_BF = np.random.default_rng(0).standard_normal((128, 8)).astype(np.float32)
+    lean_BC = np.full((BLOCK, CHANNELS), 0.3)  # of every row: the points happen to lie oddly
+    largest = []
+    for learns in (True, False):
+        reference = Reference(points_BF, points_BF, first_row=0, channels=CHANNELS)
+        evidence = Evidence(16)
+        largest.append(0.0)
+        for _ in range(100):
+            ratios_BCT = evidence.weigh(reference, lean_BC)
+            evidence.ratio_CT = ratios_BCT[-1]
+            largest[-1] = max(largest[-1], float(ratios_BCT.mean(axis=(1, 2)).max()))
+            if learns:
+                reference.learn(lean_BC)
+    assert largest[0] < 100
+    assert largest[1] > 1e6
 
 
 def test_the_rate_is_the_thresholds_doing():
@@ -149,9 +190,10 @@ def test_a_gradual_change_is_one_boundary_inside_the_transition():
 
 
 def test_producers_that_are_finely_mixed_are_one_task():
-    mixed_N = np.random.default_rng(0).random(1500) < 0.5
-    x_ND = np.where(mixed_N[:, None], rows(1, 1500), rows(0, 1500))
-    assert boundaries(SMALL.build(), x_ND) == [Boundary(0, 0, None)]
+    for seed in range(3):
+        mixed_N = np.random.default_rng(seed).random(1500) < 0.5
+        x_ND = np.where(mixed_N[:, None], rows(1, 1500, seed), rows(0, 1500, seed))
+        assert boundaries(replace(SMALL, false_alarm_every=20_000).build(), x_ND) == [Boundary(0, 0, None)]
     _, *found = boundaries(SMALL.build(), np.concatenate([rows(0, 600, 5), x_ND]))
     assert len(found) == 1
     assert abs(found[0].starts - 600) <= 16
@@ -168,6 +210,14 @@ def test_producers_in_turns_of_a_few_samples_are_one_task_until_one_stops():
 def test_long_turns_of_two_producers_are_returns():
     turns = stream((0, 400), (1, 400), (0, 300), (1, 300), (0, 300))
     assert [b.task for b in boundaries(SMALL.build(), turns)] == [None, None, "task-0", "task-1", "task-0"]
+
+
+@pytest.mark.parametrize(("shortest", "found"), [(256, [0, 400]), (128, [0, 400, 560])])
+def test_a_new_task_that_is_shorter_than_the_shortest_is_one_with_the_next(shortest, found):
+    x_ND = stream((0, 400), (1, 160), (2, 400))
+    starts = [b.starts for b in boundaries(replace(SMALL, shortest=shortest).build(), x_ND)]
+    assert len(starts) == len(found)
+    assert all(abs(a - b) <= 4 for a, b in zip(starts, found, strict=True))
 
 
 def test_a_similar_but_unseen_task_is_not_taken_for_a_known_one():
