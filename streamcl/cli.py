@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import signal
 import sys
 import warnings
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamcl.errors import StreamclError
+from streamcl.errors import ConfigError, StreamclError
 
 if TYPE_CHECKING:
     from streamcl.learner import Learner
@@ -22,6 +25,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 ))  # fmt: skip
 versions_app = typer.Typer(no_args_is_help=True, help="Versions that a run has published.")
 app.add_typer(versions_app, name="versions")
+letters_app = typer.Typer(no_args_is_help=True, help="Samples that were refused, and why.")
+app.add_typer(letters_app, name="deadletter")
 
 File = Annotated[str, typer.Argument(metavar="RUN.YAML", help="The run's configuration.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as strategy.kind=replay.")]
@@ -60,7 +65,7 @@ def serve(file: File, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Positions, samples by fate, tasks, versions, and what is live."""
+    """Positions, samples by fate and whether they add up, tasks, versions, and what is live."""
     from streamcl.status import status_of
 
     typer.echo(json.dumps(status_of(file, overrides or ()), indent=1) if as_json else _lines(file, overrides))
@@ -84,6 +89,48 @@ def versions_ls(file: File, overrides: Overrides = None, as_json: AsJson = False
         typer.echo("no version yet")
 
 
+@letters_app.command("ls")
+def letters_ls(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The latest dead letters: where each lies in the source, its id, and why it was refused."""
+    from streamcl.status import letters_of
+
+    letters, dropped = letters_of(file, overrides or ())
+    if as_json:
+        typer.echo(json.dumps({"letters": [asdict(letter) for letter in letters], "dropped": dropped}, indent=1))
+        return
+    for letter in letters:
+        typer.echo(ascii(f"{letter.partition}:{letter.position} {letter.id or '-'}  {letter.reason}")[1:-1])
+    typer.echo(f"{len(letters)} dead letters" + (f"; {dropped} older ones gave way" if dropped else ""))
+
+
+@letters_app.command("replay")
+def letters_replay(file: File, overrides: Overrides = None) -> None:
+    """Decode the dead letters' rows again, with present limits and files. What decodes now becomes one more partition
+    of the source's folder, which the next run takes in.
+    """
+    from streamcl.config import load
+    from streamcl.status import letters_of
+    from streamcl.stream.resubmit import resubmit
+
+    letters, _ = letters_of(file, overrides or ())
+    done = resubmit(load(file, overrides or ()).source, letters)
+    for letter in done.refused:
+        typer.echo(ascii(f"{letter.partition}:{letter.position} {letter.id or '-'}  still {letter.reason}")[1:-1])
+    typer.echo(f"{done.samples} samples written to {done.partition}" if done.partition else "nothing to submit again")
+    typer.echo(f"{len(done.refused)} still refused, {done.before} submitted before")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")] = "") -> None:
+    """Measure: the benchmark NAME with its own options (try NAME --help), or a list of them."""
+    folder = Path(__file__).parent / "bench"
+    known = sorted(path.stem for path in folder.glob("*.py") if "_" not in path.stem and path.stem != "report")
+    if name not in known:
+        raise ConfigError(f"no benchmark {name!r}; there are {', '.join(known)}")
+    sys.argv = [f"streamcl bench {name}", *context.args]
+    runpy.run_module(f"streamcl.bench.{name}", run_name="__main__")
+
+
 def _lines(file: str, overrides: list[str] | None) -> str:
     """The status as text."""
     from streamcl.status import status_of
@@ -91,6 +138,7 @@ def _lines(file: str, overrides: list[str] | None) -> str:
     found = status_of(file, overrides or ())
     live = f"v{found['live']}" if found["live"] else "none: the bare base model answers"
     counts = "  ".join(f"{name} {count}" for name, count in found["counters"].items())
+    counts += f"  unaccounted {found['unaccounted']}"
     heading = {"store": found["store"], "live": live, "samples": counts, "tasks": ", ".join(found["tasks"])}
     lines = [f"{name:<8} {value}" for name, value in heading.items()]
     positions = [f"  {name}: {at}" for name, at in found["positions"].items()]

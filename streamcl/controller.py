@@ -3,13 +3,14 @@
     Arrived ─▶ detector ─▶ open draft ─▶ waiting draft ─Freeze─▶ Frozen ─Train─▶ Trained ─Publish─▶ Published ─Swap─▶
                            (rows of the next window gather while this one trains)
 
-A window closes at a boundary, at a count, or at an age. One is in training at most; when the next has closed too, rows
-stay in the backlog and nothing more is pulled: that is the back-pressure. Checkpoints lie between two rows, so that
-reading goes on exactly where they end.
+A window closes at a boundary, at a count, at so many bytes, or at an age. One is in training at most; when the next has
+closed too, rows stay in the backlog and nothing more is pulled: that is the back-pressure. Checkpoints lie between two
+rows, so that reading goes on exactly where they end.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from streamcl import events as e
 from streamcl.detect.base import Boundary, Detector
 from streamcl.store.recent import Recent
 from streamcl.types import DeadLetter, Refs, Window
-from streamcl.window import Counters, Draft, Taken, WindowConfig
+from streamcl.window import Counters, Draft, Taken, Watermark, WindowConfig
 
 PREFETCH = 2
 """Arrivals that may be asked for or lie in the backlog: one in hand, one on its way."""
@@ -37,7 +38,7 @@ class Controller:
         self.recent = Recent(horizon)
         self.counters = Counters()
         self.positions: dict[str, int] = {}
-        self.watermark = 0.0
+        self.watermark = Watermark()
         self.seen = self.windows = self.closed = self.live = 0
         self.tasks: list[str] = []
         self.memory: Refs | None = None
@@ -113,8 +114,8 @@ class Controller:
                 self._bury(arrival)
         if self.waiting or self.open is None:
             return
-        if self._full():
-            self._close_counted(self.config.samples)
+        if size := self._full():
+            self._close_counted(size)
         elif self.ended and not self.backlog and not self.pulls:
             self._close(self.open, closes_task=True)
             self.open = None
@@ -123,20 +124,23 @@ class Controller:
             if self.now - self.open.since >= self.config.age_s:
                 self._close_counted(len(self.open.rows) - self.detector.lag)
 
-    def _full(self) -> bool:
-        return self.open is not None and len(self.open.rows) >= self.config.samples + self.detector.lag
+    def _full(self) -> int:
+        """How many of the open rows make a full window; 0 while it is not full, or its last rows may yet move."""
+        full = self.open.full(self.config) if self.open else None
+        return full if full and self.open and len(self.open.rows) >= full + self.detector.lag else 0
 
     def _take(self, arrival: e.Arrival, start: int) -> int:
         """Takes rows from `start` on until a window closes; the first row not taken."""
         while start < len(arrival) and not self.waiting:
-            if self._full():
-                self._close_counted(self.config.samples)
+            if size := self._full():
+                self._close_counted(size)
                 continue
-            room = self.config.samples + self.detector.lag - len(self.open.rows if self.open else ())
-            last = self._last_new(arrival, start, start + room)
-            if last == start:  # a repeated sample: the detector must not see it
+            last = self._run(arrival, start)
+            if last == start:  # a repeated or late sample: the detector must not see it
                 self._pass(arrival, start)
-                self.counters.dup += 1
+                repeated = int(arrival.hashes_N[start]) in self.recent
+                self.counters.dup += repeated
+                self.counters.late += not repeated
                 start += 1
                 continue
             boundary = self.detector.update(arrival.observations(start, last))
@@ -149,15 +153,23 @@ class Controller:
             start = stop
         return start
 
-    def _last_new(self, arrival: e.Arrival, start: int, limit: int) -> int:
-        """Where the run of samples that are not repeats, from `start` on, ends."""
+    def _run(self, arrival: e.Arrival, start: int) -> int:
+        """Where the run of rows to be taken, from `start` on, ends: at a repeat, a late row, or the end of a window."""
+        draft, config, watermark = self.open or Draft(""), self.config, self.watermark.copy()
+        rows, room = config.samples - len(draft.rows), config.max_bytes - sum(row.size for row in draft.rows)
+        if (full := draft.full(config)) is not None:
+            rows, room = full + self.detector.lag - len(draft.rows), sys.maxsize
         run: set[int] = set()
-        for row in range(start, min(limit, len(arrival))):
-            id_hash = int(arrival.hashes_N[row])
-            if id_hash in self.recent or id_hash in run:
+        for row in range(start, len(arrival)):
+            id_hash, time = int(arrival.hashes_N[row]), float(arrival.times_N[row])
+            if len(run) == rows or room <= 0 or id_hash in self.recent or id_hash in run:
+                return row
+            if watermark.drops(time, config):
                 return row
             run.add(id_hash)
-        return min(limit, len(arrival))
+            watermark.take(time)
+            room -= int(arrival.sizes_N[row])
+        return len(arrival)
 
     def _gather(self, arrival: e.Arrival, start: int, stop: int) -> None:
         """New rows, seen by the detector: into the open draft."""
@@ -165,9 +177,10 @@ class Controller:
             self._pass(arrival, row)
             self.seen += 1
             self.recent.add(int(arrival.hashes_N[row]))
+            self.watermark.take(float(arrival.times_N[row]))
             assert self.open is not None, "a detector opens the first task with its first row"
-            heldout = bool(arrival.heldout_N[row])
-            self.open.rows.append(Taken(self.seen, arrival.key, row, arrival.ids[row], arrival.sources[row], heldout))
+            place = (arrival.key, row, arrival.ids[row], arrival.sources[row])
+            self.open.rows.append(Taken(self.seen, *place, bool(arrival.heldout_N[row]), int(arrival.sizes_N[row])))
 
     def _pass(self, arrival: e.Arrival, row: int) -> None:
         """Reading has come past this row."""
@@ -175,7 +188,6 @@ class Controller:
         if arrival.dead:
             self._bury(arrival, partition=partition, before=position)
         self.positions[partition] = position
-        self.watermark = max(self.watermark, float(arrival.times_N[row]))
 
     def _bury(self, arrival: e.Arrival, *, partition: str | None = None, before: int | None = None) -> None:
         """Counts the arrival's dead letters that lie behind the position: of one partition up to a row, or all."""
@@ -251,15 +263,17 @@ class Controller:
     def _checkpoint(self) -> e.Checkpoint:
         dead, self.dead = tuple(self.dead), []
         training = self.training.id if self.training else None
-        return e.Checkpoint(self.snapshot(), dict(self.positions), self.balance(), self.watermark, training, dead)
+        time = self.watermark.value
+        return e.Checkpoint(self.snapshot(), dict(self.positions), self.balance(), time, training, dead)
 
     def snapshot(self) -> dict[str, Any]:
         """The state between two rows, as JSON values. The window in training is in the log, not here."""
-        plain = ("watermark", "seen", "windows", "closed", "live", "memory", "continues")
+        plain = ("seen", "windows", "closed", "live", "memory", "continues")
         return {
             **{name: getattr(self, name) for name in plain},
             "positions": dict(self.positions),
             "tasks": list(self.tasks),
+            "watermark": [self.watermark.value, *self.watermark.latest],
             "counters": asdict(self.counters),
             "recent": self.recent.snapshot(),
             "detector": self.detector.snapshot(),
@@ -269,9 +283,11 @@ class Controller:
 
     def restore(self, state: Mapping[str, Any], training: Window | None) -> list[e.Action]:
         """Becomes what `snapshot` saw, with `training` under way, and returns what is to be done first."""
-        for name in ("watermark", "seen", "windows", "closed", "live", "memory", "continues"):
+        for name in ("seen", "windows", "closed", "live", "memory", "continues"):
             setattr(self, name, state[name])
         self.positions, self.tasks = dict(state["positions"]), list(state["tasks"])
+        self.watermark.value, *latest = state["watermark"]
+        self.watermark.latest = deque(latest)
         self.counters = Counters(**state["counters"])
         self.recent.restore(state["recent"])
         self.detector.restore(state["detector"])

@@ -34,6 +34,8 @@ class Arrival:
     partitions: tuple[str, ...]
     positions_N: npt.NDArray[np.int64]
     embeddings_NE: npt.NDArray[np.float32]
+    sizes_N: npt.NDArray[np.int64]
+    """Bytes of each encoded row, as whoever trains on it holds it."""
     resume: Mapping[str, int]
     """Where reading goes on after these rows, by partition."""
     dead: tuple[DeadLetter, ...] = ()
@@ -144,7 +146,8 @@ class Checkpoint:
     """`Controller.snapshot`: JSON values."""
     positions: Mapping[str, int]
     counters: Mapping[str, int]
-    watermark: float
+    watermark: float | None
+    """Event time that more than half of some latest samples had reached; None before there were enough."""
     training: int | None = None
     """The window in training, if any; the one being frozen is not meant."""
     dead: tuple[DeadLetter, ...] = ()

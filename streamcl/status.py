@@ -9,22 +9,27 @@ from typing import Any
 from streamcl.config import load
 from streamcl.learner import resolve
 from streamcl.registry.log import Log
+from streamcl.registry.record import OUTCOMES
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.report import versions_of
 from streamcl.store import snapshot
 from streamcl.store.memory import TaskMemory
-from streamcl.types import Ref
+from streamcl.stream import from_jsonl
+from streamcl.types import DeadLetter, Ref
 
 
 def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Positions, counters, tasks, versions and shards of a run, as JSON values.  Raises ConfigError, Corrupt."""
+    """Positions, counters, tasks, versions and shards of a run, as JSON values.  Raises ConfigError, Corrupt.
+
+    `unaccounted`: samples read that are in none of the other counters. Always 0, or a record would be refused.
+    """
     config = resolve(load(file, overrides))
     log = Log(open_store(config.store.path))
     head = log.head()
     state = head.state if head else {}
     live = Registry(log, config.name).resolve("live")
-    refs = state.get("refs", {})
+    refs, counters = state.get("refs", {}), state.get("counters", {})
     learner = json.loads(log.get_object(refs["learner"])) if "learner" in refs else {}
     return {
         "store": config.store.path,
@@ -32,12 +37,24 @@ def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
         "epoch": head.epoch if head else 0,
         "live": live.number if live else None,
         "positions": state.get("sources", {}),
-        "counters": state.get("counters", {}),
+        "counters": counters,
+        "unaccounted": counters.get("in", 0) - sum(counters.get(fate, 0) for fate in OUTCOMES),
+        "watermark": state.get("watermark"),
         "training": state.get("training"),
         "tasks": learner.get("tasks", []),
         "versions": [{k: v[k] for k in ("number", "digest", "task", "window", "scores")} for v in versions_of(log)],
         "shards": shards(log, refs),
     }
+
+
+def letters_of(file: str, overrides: Sequence[str]) -> tuple[list[DeadLetter], int]:
+    """The dead letters that a run keeps, oldest first, and how many gave way.  Raises ConfigError, Corrupt."""
+    log = Log(open_store(resolve(load(file, overrides)).store.path))
+    head = log.head()
+    ref = head.state.get("refs", {}).get("dead") if head else None
+    if head is None or ref is None:
+        return [], 0
+    return from_jsonl(log.get_object(ref)), head.state["dropped"]
 
 
 def shards(log: Log, refs: Mapping[str, Ref]) -> list[dict[str, Any]]:

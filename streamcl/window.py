@@ -1,10 +1,13 @@
-"""A window on its way: rows gather in a draft until it closes. And the books: what became of every sample read."""
+"""A window on its way: rows gather in a draft until it closes. And the books: what became of every sample read, and
+what time it is in the stream.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from streamcl.errors import ConfigError
 from streamcl.types import Rows
@@ -12,16 +15,56 @@ from streamcl.types import Rows
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """When a window closes, besides at a boundary."""
+    """When a window closes, besides at a boundary; and whether a sample may come too late for it."""
 
     samples: int = 1000
     """At this many samples, at least 1; held-out ones count."""
+    max_bytes: int = 2**30
+    """At this many bytes of encoded samples, at least 1. While one window trains another may wait and nothing is read,
+    so about twice as much is pending at most, however slow training is."""
     age_s: float = 600.0
     """When the first of its samples has waited so many seconds, > 0, so that a slow stream trains too."""
+    late: Literal["accept", "drop"] = "accept"
+    """Whether a late sample is learned like any other, or dropped and counted as late."""
+    late_s: float = 3600.0
+    """How far a sample's time may lie behind the watermark before it is late, seconds, >= 0."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.age_s <= 0:
-            raise ConfigError(f"a window of {self.samples} samples or {self.age_s} s: at least 1 sample, more than 0 s")
+        if self.samples < 1 or self.max_bytes < 1 or self.age_s <= 0 or self.late_s < 0:
+            raise ConfigError(
+                f"a window of {self.samples} samples, {self.max_bytes} bytes or {self.age_s} s, late after "
+                f"{self.late_s} s: at least 1 sample and 1 byte, more than 0 s, late after 0 s or more"
+            )
+
+
+@dataclass
+class Watermark:
+    """How far the stream has come in event time: where more than half of some `rows` samples in a row had arrived.
+
+    Never falls, and a wrong clock cannot push it: that takes more than half of `rows` consecutive samples. No clock of
+    ours is asked, so a stream of another year has one, and reading again gives the same. Changes in place.
+    """
+
+    rows: int = 64
+    value: float | None = None
+    """Unix seconds; None before `rows` samples."""
+    latest: deque[float] = field(default_factory=deque)
+
+    def take(self, time: float) -> None:
+        """A sample is taken in."""
+        self.latest.append(time)
+        if len(self.latest) > self.rows:
+            self.latest.popleft()
+        if len(self.latest) == self.rows:
+            median = sorted(self.latest)[(self.rows - 1) // 2]
+            self.value = median if self.value is None else max(self.value, median)
+
+    def drops(self, time: float, config: WindowConfig) -> bool:
+        """Whether a sample of this time is late, and not taken in."""
+        return config.late == "drop" and self.value is not None and time < self.value - config.late_s
+
+    def copy(self) -> Watermark:
+        return replace(self, latest=self.latest.copy())
 
 
 @dataclass
@@ -32,6 +75,7 @@ class Counters:
     """In a frozen window, or held out with it."""
     dup: int = 0
     late: int = 0
+    """Dropped as late."""
     dead: int = 0
 
 
@@ -44,6 +88,8 @@ class Taken(NamedTuple):
     id: str
     source: str
     heldout: bool
+    size: int
+    """Bytes, encoded."""
 
 
 @dataclass
@@ -57,6 +103,15 @@ class Draft:
     closes_task: bool = False
     known: tuple[str, ...] = ()
     """Tasks met when it closed."""
+
+    def full(self, config: WindowConfig) -> int | None:
+        """How many of its first rows fill a window; None while all do not."""
+        size = 0
+        for count, row in enumerate(self.rows, 1):
+            size += row.size
+            if count == config.samples or size >= config.max_bytes:
+                return count
+        return None
 
     def trained_on(self) -> tuple[Rows, ...]:
         """The rows that are not held out, by file, in order of arrival."""

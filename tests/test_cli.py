@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from streamcl.bench.reliability_corpus import record
 from streamcl.cli import app
 from streamcl.errors import ConfigError, SourceError
+from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
+from streamcl.stream import Files, Limits, Merged, to_jsonl
+from streamcl.stream.deadletter import RING_BYTES
+from streamcl.types import DeadLetter
 
 QUICKSTART = str(Path(__file__).parents[1] / "examples" / "quickstart.yaml")
 
@@ -47,6 +54,66 @@ def test_a_store_without_a_run_says_so(tmp_path: Path) -> None:
     assert "no version yet" in invoke("versions", "ls", QUICKSTART, store)
     assert "bare base model" in invoke("status", QUICKSTART, store)
     assert json.loads(invoke("status", QUICKSTART, store, "--json"))["versions"] == []
+
+
+def buried(folder: Path, *batches: list[DeadLetter]) -> list[str]:
+    """A store whose commits have these dead letters, and the arguments that name it and its source."""
+    from streamcl.cluster.runtime import bury
+
+    log = Log(open_store(str(folder / "store")))
+    log.acquire("test")
+    for letters in batches:
+        head = log.head()
+        assert head is not None
+        log.append("data", state=bury(log, {"refs": head.state.get("refs", {})}, letters))
+    (folder / "run.yaml").write_text(
+        f"store: {folder}/store\nmodel: none\nsource: {{kind: files, path: {folder}/in}}\n"
+    )
+    return [str(folder / "run.yaml"), "source.limits.text_chars=1000"]
+
+
+def test_dead_letters_are_listed_and_come_in_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = [record(text="x" * 500, id="long"), record(answer="", id="mute\x1b")]
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    polled = Merged(Files(str(tmp_path / "in"), Limits(text_chars=100)), {}).poll(9)
+    assert polled is not None
+    arguments = buried(tmp_path, list(polled.dead[:1]), [], list(polled.dead[1:]))
+    listed = invoke("deadletter", "ls", *arguments)
+    assert "a.jsonl:1 long  too_large: " in listed
+    assert "2 dead letters" in listed
+    assert "\x1b" not in listed
+    found = json.loads(invoke("deadletter", "ls", *arguments, "--json"))
+    assert found == {"letters": [asdict(letter) for letter in polled.dead], "dropped": 0}
+    replayed = invoke("deadletter", "replay", *arguments)
+    assert "1 samples written to resubmitted-" in replayed
+    assert "1 still refused, 0 submitted before" in replayed
+    assert "nothing to submit again" in invoke("deadletter", "replay", *arguments)
+
+
+def test_dead_letters_are_bounded_and_those_that_gave_way_are_counted(tmp_path: Path) -> None:
+    letters = [DeadLetter("text: x", f"id-{i}", "s", "p", i, "y" * 2_000) for i in range(3_000)]
+    arguments = buried(tmp_path, *(letters[i : i + 500] for i in range(0, 3_000, 500)))
+    found = json.loads(invoke("deadletter", "ls", *arguments, "--json"))
+    assert found["dropped"] > 0
+    assert [one["position"] for one in found["letters"]] == list(range(found["dropped"], 3_000))
+    assert 0.99 * RING_BYTES < len(to_jsonl(letters[found["dropped"] :])) <= RING_BYTES
+
+
+def test_a_run_without_dead_letters_says_so(tmp_path: Path) -> None:
+    arguments = buried(tmp_path)
+    assert invoke("deadletter", "ls", *arguments) == "0 dead letters\n"
+
+
+def test_status_says_whether_the_counters_add_up(tmp_path: Path) -> None:
+    arguments = buried(tmp_path)
+    log = Log(open_store(str(tmp_path / "store")))
+    log.acquire("another")
+    log.append("data", state={"counters": {"in": 6, "accepted": 1, "dup": 1, "late": 1, "dead": 1, "pending": 2}})
+    assert json.loads(invoke("status", *arguments, "--json"))["unaccounted"] == 0
+    assert "unaccounted 0" in invoke("status", *arguments)
+    with pytest.raises(AssertionError, match="do not balance"):
+        log.append("data", state={"counters": {"in": 7, "accepted": 1, "dup": 1, "late": 1, "dead": 1, "pending": 2}})
 
 
 def test_a_source_that_is_not_there_says_so_before_anything_starts(tmp_path: Path) -> None:

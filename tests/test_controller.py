@@ -28,6 +28,8 @@ class Row:
     partition: str = "p"
     heldout: bool = False
     dead: bool = False
+    time: float = 0.0
+    size: int = 1
 
 
 def rows(text: str, *, start: int = 1) -> list[Row]:
@@ -51,11 +53,12 @@ def arrived(given: str | Sequence[Row], *, key: str = "file", ended: bool = Fals
             hashes_N=np.array([zlib.crc32(row.id.encode()) for row in good], np.uint64),
             heldout_N=np.array([row.heldout for row in good], np.bool_),
             labels=tuple(row.label for row in good),
-            times_N=np.array([float(row.position) for row in good]),
+            times_N=np.array([row.time for row in good]),
             sources=("s",) * len(good),
             partitions=tuple(row.partition for row in good),
             positions_N=np.array([row.position for row in good], np.int64),
             embeddings_NE=np.array([[ord((row.label or "-")[0])] for row in good], np.float32).reshape(len(good), 1),
+            sizes_N=np.array([row.size for row in good], np.int64),
             resume={row.partition: row.position for row in every},
             dead=tuple(DeadLetter("fields: x", row.id, "s", row.partition, row.position) for row in every if row.dead),
             ended=ended,
@@ -102,14 +105,14 @@ class LaggingDetector:
         self.value, self.streak, self.names = state["value"], list(state["streak"]), dict(state["names"])
 
 
-def built(*, samples: int = 100, detector: Detector | None = None, age_s: float = 600.0) -> Controller:
-    """A controller that has not begun."""
-    return Controller(detector or Labels().build(), window=WindowConfig(samples, age_s), replay_rows=7, seed=1)
+def built(*, samples: int = 100, detector: Detector | None = None, **window: Any) -> Controller:
+    """A controller that has not begun. `window`: more of its settings."""
+    return Controller(detector or Labels().build(), window=WindowConfig(samples, **window), replay_rows=7, seed=1)
 
 
-def controller(*, samples: int = 100, detector: Detector | None = None, age_s: float = 600.0) -> Controller:
+def controller(*, samples: int = 100, detector: Detector | None = None, **window: Any) -> Controller:
     """A controller that waits for its first arrivals."""
-    learner = built(samples=samples, detector=detector, age_s=age_s)
+    learner = built(samples=samples, detector=detector, **window)
     assert learner.handle(e.Ticked(0.0)) == [e.Pull()] * PREFETCH
     return learner
 

@@ -19,9 +19,10 @@ from hypothesis.errors import NoSuchExample
 from test_controller import Lagging, Row, arrived, result
 
 from streamcl import events as e
-from streamcl.controller import Controller, WindowConfig
+from streamcl.controller import PREFETCH, Controller, WindowConfig
 from streamcl.detect import DetectorKind, Labels, Never
 from streamcl.types import Version, Window
+from streamcl.window import Watermark
 
 CRASH, STOP, TWICE, TICK = 0, 1, 2, 3
 """What a number of the schedule, below 20, means where it can mean that; else it is a size, or who is next."""
@@ -72,6 +73,7 @@ class Life:
         else:
             actions = learner.handle(e.Ticked(0.0))
         while True:
+            check_bounds(learner)
             for action in actions:
                 if self.next() == CRASH:
                     return
@@ -141,8 +143,12 @@ class Case:
     """A stream, how it is cut into windows, and what befalls the run."""
 
     words: tuple[tuple[int, int, int, int], ...]
-    """A sample each: change of task, partition, kind (one in eight held out or dead), further deliveries."""
+    """A sample each: change of task, partition, kind (one in eight each held out, dead, late, ahead of its time),
+    further deliveries."""
     samples: int
+    max_bytes: int
+    """Rows have 1 to 4 bytes."""
+    late: Literal["accept", "drop"]
     detector: DetectorKind
     fails: frozenset[int]
     schedule: tuple[int, ...]
@@ -158,7 +164,8 @@ class Case:
                 label = "abc"[step]
                 if repeats == "near":
                     rows, again = rows + again, []
-            rows.append(Row(f"id-{number}", label, 0, f"p{partition}", heldout=kind == 1, dead=kind == 2))
+            time = 10.0 * number - 500.0 * (kind == 3) + 1e6 * (kind == 4)
+            rows.append(Row(f"id-{number}", label, 0, f"p{partition}", kind == 1, kind == 2, time, 1 + copies))
             if repeats != "none" and kind != 2:
                 again += [rows[-1]] * copies
             if again and number % 3 == 0:
@@ -179,9 +186,11 @@ def numbered(rows: Sequence[Row]) -> list[Row]:
 def lived(case: Case, stream: Sequence[Row], schedule: Sequence[int], kind: type[Controller] = Controller) -> Disk:
     """The disk after as many lives as it takes to reach the end of the stream."""
     disk, numbers = Disk(), iter(schedule)
-    window = WindowConfig(case.samples, age_s=1e9)
+    window = WindowConfig(case.samples, case.max_bytes, age_s=1e9, late=case.late, late_s=20.0)
     while not disk.ended:
-        Life(disk, stream, set(case.fails), numbers).live(kind(case.detector.build(), window=window, seed=3))
+        learner = kind(case.detector.build(), window=window, seed=3)
+        learner.watermark = Watermark(rows=5)
+        Life(disk, stream, set(case.fails), numbers).live(learner)
     return disk
 
 
@@ -206,9 +215,21 @@ def check(case: Case, kind: type[Controller] = Controller, *, repeats: Literal["
     assert rough.offers == calm.offers
     assert (set(rough.versions), rough.abandoned) == (set(calm.versions), calm.abandoned)
     check_counters(rough, stream)
-    dup = len(stream) - len(case.words)
-    expected = calm.records[-1]["counters"]
-    assert rough.records[-1]["counters"] == {**expected, "in": expected["in"] + dup, "dup": dup}
+    again = len(stream) - len(case.words)
+    expected, found = dict(calm.records[-1]["counters"]), dict(rough.records[-1]["counters"])
+    assert found.pop("in") == expected.pop("in") + again
+    assert found.pop("dup") + found.pop("late") == expected.pop("dup") + expected.pop("late") + again
+    assert found == expected  # a repeat of a dropped row is dropped again: late once more, and no repeat
+    assert rough.records[-1]["watermark"] == calm.records[-1]["watermark"]
+
+
+def check_bounds(learner: Controller) -> None:
+    """What waits is bounded in bytes: but for its last row, and for rows that could have moved to the next task."""
+    for draft in (learner.waiting, learner.open):
+        rows = draft.rows if draft else []
+        certain = rows[: max(0, len(rows) - 1 - learner.detector.lag)]
+        assert sum(row.size for row in certain) < learner.config.max_bytes
+    assert len(learner.backlog) + learner.pulls <= PREFETCH
 
 
 def check_counters(disk: Disk, stream: Sequence[Row]) -> None:
@@ -228,6 +249,8 @@ def any_case(*detectors: DetectorKind) -> st.SearchStrategy[Case]:
         Case,
         words=st.lists(word, min_size=4, max_size=24).map(tuple),
         samples=st.integers(1, 7),
+        max_bytes=st.integers(1, 20),
+        late=st.sampled_from(["accept", "drop"]),
         detector=st.sampled_from(detectors),
         fails=st.frozensets(st.integers(1, 6), max_size=2),
         schedule=st.binary(min_size=40, max_size=150).map(lambda drawn: tuple(byte % 20 for byte in drawn)),
@@ -257,7 +280,7 @@ def test_repeats_after_their_task_has_ended_change_no_window(case: Case) -> None
 
 def test_a_crash_at_any_point_of_two_lives_changes_no_window() -> None:
     words = tuple((step, 0, 0, 2) for step in (9, 9, 0, 9, 1, 9, 2, 9, 9, 0, 9))
-    case = Case(words, 2, Labels(), frozenset({2}), ())
+    case = Case(words, 2, 100, "drop", Labels(), frozenset({2}), ())
     for point in range(60):
         check(replace(case, schedule=((CALM,) * point + (CRASH,)) * 2))
 
@@ -310,7 +333,34 @@ class TrainsAgainFromTheBase(Controller):
         return super().restore({**state, "live": 0}, training)
 
 
-TWINS = [ForgetsRecent, DropsOpenRows, RunsAhead, LosesTheWaitingWindow, ForgetsThatATaskGoesOn, TrainsAgainFromTheBase]
+class ForgetsTheTime(Controller):
+    """Does not remember how far the stream had come."""
+
+    def restore(self, state: Any, training: Window | None) -> list[e.Action]:
+        return super().restore({**state, "watermark": [None]}, training)
+
+
+class ForgetsSizes(Controller):
+    """Restored rows weigh nothing."""
+
+    def restore(self, state: Any, training: Window | None) -> list[e.Action]:
+        opened = state["open"] and {**state["open"], "rows": [[*row[:-1], 0] for row in state["open"]["rows"]]}
+        return super().restore({**state, "open": opened}, training)
+
+
+class CountsRepeatsAsTime(Controller):
+    """A repeated sample moves the watermark."""
+
+    def _pass(self, arrival: e.Arrival, row: int) -> None:
+        super()._pass(arrival, row)
+        if int(arrival.hashes_N[row]) in self.recent:
+            self.watermark.take(float(arrival.times_N[row]))
+
+
+TWINS = [
+    ForgetsRecent, DropsOpenRows, RunsAhead, LosesTheWaitingWindow, ForgetsThatATaskGoesOn, TrainsAgainFromTheBase,
+    ForgetsTheTime, ForgetsSizes, CountsRepeatsAsTime,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("twin", TWINS)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 
@@ -17,8 +20,10 @@ from streamcl.registry.stores import open_store
 from streamcl.store.keyed import derive, siphash
 from streamcl.store.reservoir import Reservoir
 from streamcl.stream.base import NO_ROWS, Merged, Polled
+from streamcl.stream.deadletter import payload, refuse
 from streamcl.train.batch import Encoder
 from streamcl.train.model import load_base
+from streamcl.types import DeadLetter
 
 QUIET_S = 0.2
 """How long a pull waits where the source has nothing now."""
@@ -44,11 +49,11 @@ class Ingest:
         return self._arrival(polled)
 
     def _arrival(self, polled: Polled | None) -> Arrival:
-        rows = NO_ROWS if polled is None else polled.batch
-        columns = rows.select(["id", "task", "time", "source", "partition", "position"]).to_pydict()
-        encoded = self.encoder.encode(rows)
+        read = Polled(NO_ROWS) if polled is None else polled
+        encoded = self.encoder.encode(read.batch)
+        columns = encoded.batch.select(["id", "task", "time", "source", "partition", "position"]).to_pydict()
         return Arrival(
-            key=media.write(self.store, encoded.batch) if rows.num_rows else "",
+            key=media.write(self.store, encoded.batch) if encoded.batch.num_rows else "",
             ids=tuple(columns["id"]),
             hashes_N=siphash(columns["id"], key=self.id_key),
             heldout_N=self.reservoir.is_heldout(columns["id"]),
@@ -58,10 +63,31 @@ class Ingest:
             partitions=tuple(columns["partition"]),
             positions_N=np.array(columns["position"], np.int64),
             embeddings_NE=encoded.embeddings_NE,
+            sizes_N=sizes(encoded.batch),
             resume=dict(self.stream.positions),
-            dead=polled.dead if polled else (),
+            dead=with_refused(read, encoded.refused),
             ended=polled is None,
         )
+
+
+def sizes(encoded: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Bytes of each encoded row: images, model inputs, token ids."""
+    images = encoded["images"]
+    before = np.concatenate([[0], np.cumsum(pc.binary_length(images.values).to_numpy())])
+    tokens = pc.add(pc.list_value_length(encoded["prompt_ids"]), pc.list_value_length(encoded["answer_ids"]))
+    bytes_N: npt.NDArray[np.int64] = np.diff(before[images.offsets.to_numpy()]).astype(np.int64)
+    bytes_N += pc.binary_length(encoded["inputs"]).to_numpy() + 4 * tokens.to_numpy()
+    return bytes_N
+
+
+def with_refused(polled: Polled, refused: Sequence[tuple[int, str]]) -> tuple[DeadLetter, ...]:
+    """The dead letters of a poll and of the rows that could not be encoded, in reading order of each partition."""
+    letters = list(polled.dead)
+    for index, why in refused:
+        row = polled.batch.slice(index, 1).to_pylist()[0]
+        place = {name: row[name] for name in ("id", "source", "partition", "position")}
+        letters.append(DeadLetter(str(refuse("encode", why)), **place, payload=payload(row)))
+    return tuple(sorted(letters, key=lambda letter: letter.position))
 
 
 IngestActor: Any = ray.remote(num_cpus=0.5, max_restarts=0)(Ingest)

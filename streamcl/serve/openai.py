@@ -30,6 +30,7 @@ from streamcl.errors import BadSample, StreamclError
 from streamcl.serve.generate import Request, Response
 from streamcl.stream.decode import escaped
 from streamcl.stream.images import checked_image
+from streamcl.stream.isolate import CHILD
 from streamcl.stream.limits import Limits
 from streamcl.types import Message, Part
 
@@ -141,7 +142,7 @@ def _check_turns(roles: Sequence[str]) -> None:
 def _image(url: str, where: str, limits: Limits) -> bytes:
     if not (match := DATA_URL.match(url)):
         raise BadSample(f"{where}: {url[:40]!r} is not fetched; give data:image/jpeg, png or webp;base64,…")
-    return checked_image(url[match.end() :], where, limits)
+    return checked_image(url[match.end() :], where, limits, CHILD.prove)
 
 
 def _chunks(answer: Response, base: dict[str, Any], *, usage: dict[str, int] | None) -> Iterator[str]:

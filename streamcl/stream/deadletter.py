@@ -19,9 +19,13 @@ REASONS = (
     "too_large",  # beyond one of `Limits`
     "utf8",  # bytes or code points that are not Unicode text
     "time",  # not a finite number of Unix seconds
+    "crash",  # killed the process that decodes it, each time it was tried
+    "encode",  # refused by the model's processor, or its features hold NaN or infinity
 )
 """The first word of every dead letter's reason."""
 
+RING_BYTES = 4 * 2**20
+"""How much a run keeps of its dead letters, as `to_jsonl` writes them: some thousands. The oldest give way."""
 PAYLOAD_CHARS = 2_000
 SHOWN_CHARS = 60
 
@@ -62,3 +66,13 @@ def from_jsonl(data: bytes) -> list[DeadLetter]:
         except (ValueError, TypeError) as error:
             raise Corrupt(f"line {number} is not a dead letter ({error}); leave the file out or restore it") from error
     return letters
+
+
+def ring(kept: bytes, new: Sequence[DeadLetter], *, most: int = RING_BYTES) -> tuple[bytes, int]:
+    """Kept letters and new ones as JSON Lines of at most `most` bytes, and how many of the oldest gave way."""
+    lines = [*kept.splitlines(keepends=True), *to_jsonl(new).splitlines(keepends=True)]
+    size, dropped = sum(map(len, lines)), 0
+    while size > most:
+        size -= len(lines[dropped])
+        dropped += 1
+    return b"".join(lines[dropped:]), dropped

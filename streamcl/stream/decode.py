@@ -22,7 +22,7 @@ from typing import Any
 
 from streamcl.errors import BadName
 from streamcl.stream.deadletter import refuse, shown
-from streamcl.stream.images import checked_image
+from streamcl.stream.images import Prove, checked_image, prove
 from streamcl.stream.limits import Limits
 from streamcl.types import Message, Part, Sample, checked_name
 
@@ -45,14 +45,17 @@ SPECIAL = re.compile(
 """Texts that common tokenizers and processors take for a command. A model's other ones are its tokenizer's business."""
 
 
-def decode(raw: Mapping[str, Any], limits: Limits) -> Sample:
-    """The sample in a raw record; its source, partition and position are still to be set.  Raises BadSample only."""
+def decode(raw: Mapping[str, Any], limits: Limits, *, prove: Prove = prove) -> Sample:
+    """The sample in a raw record; its source, partition and position are still to be set.  Raises BadSample only.
+
+    `prove` decodes an image: here, or (`isolate.Isolated`) where it can do no harm.
+    """
     if not isinstance(raw, Mapping):
         raise refuse("schema", f"got {shown(raw)}; need an object with 'messages'")
     _check_schema(raw.get("schema"))
     time, task = _time(raw.get("time")), _task(raw.get("task"))
     messages = _messages(raw.get("messages"), limits)
-    images = _images(raw.get("images"), limits)
+    images = _images(raw.get("images"), limits, prove)
     places = sum(part.type == "image" for message in messages for part in message.content)
     if places != len(images):
         raise refuse("image", f'{len(images)} images for {places} parts of {{"type": "image"}}; need one part an image')
@@ -165,11 +168,11 @@ def _string(value: object, reason: str, what: str) -> str:
     raise refuse(reason, f"{what} is {shown(value)}; need a text")
 
 
-def _images(value: object, limits: Limits) -> tuple[bytes, ...]:
+def _images(value: object, limits: Limits, prove: Prove) -> tuple[bytes, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
         raise refuse("schema", f"images is {shown(value)}; need a list")
     if len(value) > limits.images:
         raise refuse("too_large", f"{len(value)} images; at most {limits.images} are allowed")
-    return tuple(checked_image(image, f"image {i}", limits) for i, image in enumerate(value))
+    return tuple(checked_image(image, f"image {i}", limits, prove) for i, image in enumerate(value))

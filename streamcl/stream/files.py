@@ -17,6 +17,7 @@ from streamcl.stream.deadletter import payload
 from streamcl.stream.decode import decode
 from streamcl.stream.folder import Folder
 from streamcl.stream.formats import Row, jsonl_rows, parquet_rows
+from streamcl.stream.isolate import CHILD
 from streamcl.stream.limits import Limits
 from streamcl.types import DeadLetter, Sample, to_batch
 
@@ -44,7 +45,7 @@ class Files:
 
     def partitions(self) -> list[str]:
         """Paths under the root, sorted.  Raises SourceError."""
-        folder, pattern = self._resolved()
+        folder, pattern = self.resolved()
         try:
             folder.fs.invalidate_cache()
             found = folder.fs.glob(pattern) if _wild(pattern) else folder.fs.find(pattern)
@@ -61,7 +62,7 @@ class Files:
 
     def open(self, partition: str, position: int) -> FileReader:
         """Reads a file from a row on.  Raises SourceError."""
-        folder, _ = self._resolved()
+        folder, _ = self.resolved()
         if _suffix(partition) not in ROWS:
             raise SourceError(f"{self.path}: {partition!r} has an unknown suffix. Name {ALLOWED}")
         where = f"{self.path}: {partition!r}"
@@ -72,7 +73,7 @@ class Files:
             raise self._unreadable(error, partition) from error
         return FileReader(self, folder, partition, position, rows)
 
-    def _resolved(self) -> tuple[Folder, str]:
+    def resolved(self) -> tuple[Folder, str]:
         """The root, and the path in the file system's own terms."""
         try:
             fs, path = fsspec.core.url_to_fs(self.path)  # trusted: it is the configuration's, never a record's
@@ -120,7 +121,7 @@ class FileReader:
         try:
             if isinstance(row.record, BadSample):
                 raise row.record
-            sample = decode(self._with_images(row.record), self._files.limits)
+            sample = decode(self._with_images(row.record), self._files.limits, prove=CHILD.prove)
         except BadSample as error:
             return DeadLetter(str(error), _name(row.record), source, partition, row.position, payload(row.raw))
         return replace(sample, source=source, partition=partition, position=row.position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
@@ -34,11 +35,8 @@ BROKEN = (
 """What Pillow's parsers raise on crafted bytes (600,000 mutants met the first three), or warn of under `-W error`."""
 
 
-def checked_image(value: object, where: str, limits: Limits) -> bytes:
-    """The encoded image in `value` (bytes, or base64 text), after it has been decoded once to prove that it can be."""
-    data = _bytes(value, where, limits)
-    if len(data) > limits.image_bytes:
-        raise refuse("too_large", f"{where} has {len(data)} bytes; at most {limits.image_bytes} are allowed")
+def prove(data: bytes, where: str, limits: Limits) -> None:
+    """Decodes the image once, to prove that it can be.  Raises BadSample."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_header(image, where, limits)
@@ -52,6 +50,17 @@ def checked_image(value: object, where: str, limits: Limits) -> bytes:
         raise refuse("image", details) from error
     except BROKEN as error:
         raise refuse("image", f"{where} cannot be decoded: {type(error).__name__} {shown(str(error))}") from error
+
+
+Prove = Callable[[bytes, str, Limits], None]
+
+
+def checked_image(value: object, where: str, limits: Limits, prove: Prove = prove) -> bytes:
+    """The encoded image in `value` (bytes or base64 text), once it is proved to decode: here, or where `prove` does."""
+    data = _bytes(value, where, limits)
+    if len(data) > limits.image_bytes:
+        raise refuse("too_large", f"{where} has {len(data)} bytes; at most {limits.image_bytes} are allowed")
+    prove(data, where, limits)
     return data
 
 

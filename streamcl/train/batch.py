@@ -11,20 +11,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from streamcl.detect.embed import embed
+from streamcl.detect.embed import Array, channels_of, embed
 from streamcl.train.model import Base, CachedTower
-from streamcl.types import SAMPLE_SCHEMA, Message, Sample, from_batch
+from streamcl.train.prompts import prefixed
+from streamcl.types import SAMPLE_SCHEMA, Message, Part, Sample, from_batch
 
 ENCODED_SCHEMA = pa.schema(
     [
@@ -46,7 +49,10 @@ class Encoded:
 
     batch: pa.RecordBatch
     """Rows of ENCODED_SCHEMA."""
-    embeddings_NE: np.ndarray[Any, np.dtype[np.float32]]
+    embeddings_NE: Array
+    """E is the same for every sample of a model, with or without an image. Always finite."""
+    refused: tuple[tuple[int, str], ...] = ()
+    """Samples that are not in `batch`: their row, and why the model cannot take them."""
 
 
 def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -74,20 +80,60 @@ class Encoder:
         self.tower = tower if isinstance(tower, CachedTower) else None
 
     def encode(self, samples: pa.RecordBatch) -> Encoded:
-        """Rows of SAMPLE_SCHEMA as encoded rows, and their embeddings."""
-        rows, embeddings = [], []
+        """Rows of SAMPLE_SCHEMA as encoded rows, and their embeddings.
+
+        Refused are samples that the processor does not take (a system message that the chat template does not know) and
+        those whose features hold NaN or infinity: one of these would cost its whole window.
+        """
         parsed = from_batch(samples)
+        found: list[tuple[dict[str, Any], Array] | str] = []
         for start in range(0, len(parsed), self.chunk):
-            part = parsed[start : start + self.chunk]
-            inputs = [self._inputs(sample) for sample in part]
-            self._cache_features(inputs)
-            for sample, (prompt, tensors) in zip(part, inputs, strict=True):
-                embeddings.append(embed(tensors.get("pixel_values"), prompt, self.table_VE))
-                answer, inputs_bytes = self._answer(sample), save_safetensors(tensors)
-                rows.append({"prompt_ids": prompt, "answer_ids": answer, "inputs": inputs_bytes})
-        extra = pa.RecordBatch.from_pylist(rows, schema=pa.schema([*ENCODED_SCHEMA][len(SAMPLE_SCHEMA) :]))
-        batch = pa.RecordBatch.from_arrays([*samples.columns, *extra.columns], schema=ENCODED_SCHEMA)
-        return Encoded(batch, np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32))
+            found += self._encoded(parsed[start : start + self.chunk])
+        taken = [one for one in found if not isinstance(one, str)]
+        extra_schema = pa.schema([*ENCODED_SCHEMA][len(SAMPLE_SCHEMA) :])
+        extra = pa.RecordBatch.from_pylist([row for row, _ in taken], schema=extra_schema)
+        kept = samples.filter(pa.array([not isinstance(one, str) for one in found], pa.bool_()))
+        return Encoded(
+            pa.RecordBatch.from_arrays([*kept.columns, *extra.columns], schema=ENCODED_SCHEMA),
+            np.stack([embedding for _, embedding in taken]) if taken else np.zeros((0, 0), np.float32),
+            tuple((row, one) for row, one in enumerate(found) if isinstance(one, str)),
+        )
+
+    def _encoded(self, samples: Sequence[Sample]) -> list[tuple[dict[str, Any], Array] | str]:
+        """Of each sample its model inputs and embedding, or why it is refused."""
+        inputs = [self._accepted(sample) for sample in samples]
+        self._cache_features([one[1] for one in inputs if not isinstance(one, str)])
+        found: list[tuple[dict[str, Any], Array] | str] = []
+        for sample, one in zip(samples, inputs, strict=True):
+            if isinstance(one, str):
+                found.append(one)
+                continue
+            prompt, tensors = one
+            features = tensors.get("pixel_values")
+            image_C = np.zeros(self.channels, np.float32) if features is None else channels_of(features)
+            embedding = embed(image_C, prompt, self.table_VE)
+            row = {"prompt_ids": prompt, "answer_ids": self._answer(sample), "inputs": save_safetensors(tensors)}
+            found.append((row, embedding) if np.isfinite(embedding).all() else "its features hold NaN or infinity")
+        return found
+
+    def _accepted(self, sample: Sample) -> tuple[list[int], dict[str, Tensor]] | str:
+        """`_inputs`, or why the processor refuses the sample."""
+        try:
+            return self._inputs(sample)
+        except (ValueError, TemplateError) as error:
+            return f"the model's processor refuses it: {str(error)[:200]!r}"
+
+    @cached_property
+    def channels(self) -> int:
+        """Width of an embedding's image half, found on a grey picture; 0 where the processor takes none."""
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 64), (128, 128, 128)).save(picture, "PNG")
+        user, told = Message("user", (Part("image"), Part("text", "?"))), Message("assistant", (Part("text", "!"),))
+        probe = self._accepted(Sample("", (user, told), (picture.getvalue(),)))
+        if isinstance(probe, str) or "pixel_values" not in probe[1]:
+            return 0
+        self._cache_features([probe[1]])
+        return len(channels_of(probe[1]["pixel_values"]))
 
     def _inputs(self, sample: Sample) -> tuple[list[int], dict[str, Tensor]]:
         """Prompt ids, and the other model inputs of one sample."""
@@ -99,9 +145,9 @@ class Encoder:
         ids = output.pop("input_ids")[0].tolist()
         return ids, {name: value for name, value in output.items() if name != "attention_mask"}
 
-    def _cache_features(self, inputs: list[tuple[list[int], dict[str, Tensor]]]) -> None:
+    def _cache_features(self, inputs: list[dict[str, Tensor]]) -> None:
         """Replaces pixels by half-precision tower features, in place, one tower pass for all."""
-        with_images = [tensors for _, tensors in inputs if "pixel_values" in tensors]
+        with_images = [tensors for tensors in inputs if "pixel_values" in tensors]
         if self.tower is None or not with_images:
             return
         counts = [len(tensors["pixel_values"]) for tensors in with_images]
@@ -159,5 +205,6 @@ def answer_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     """The logits [N, K, V] that predict `labels` [N, K], and those labels; only the last positions are computed."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     labels = batch["labels"]
+    inputs = prefixed(model, inputs, labels != IGNORED)
     logits: Tensor = model(**inputs, logits_to_keep=labels.shape[1] + 1).logits
     return logits[:, -labels.shape[1] - 1 : -1], labels

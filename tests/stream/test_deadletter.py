@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from streamcl.errors import Corrupt
 from streamcl.stream import from_jsonl, to_jsonl
-from streamcl.stream.deadletter import payload, refuse, shown
+from streamcl.stream.deadletter import payload, refuse, ring, shown
 from streamcl.types import DeadLetter
 
 letters = st.builds(DeadLetter, st.text(), st.text(), st.text(), st.text(), st.integers(0, 2**62), st.text())
@@ -24,6 +24,16 @@ def test_a_letter_is_one_line_of_printable_ascii(letter: DeadLetter) -> None:
     line = to_jsonl([letter])
     assert line.endswith(b"\n")
     assert all(32 <= byte < 127 for byte in line[:-1])
+
+
+@given(st.lists(letters, max_size=6), st.lists(letters, max_size=6), st.integers(0, 2_000))
+def test_a_ring_keeps_the_newest_that_fit_and_counts_the_others(
+    old: list[DeadLetter], new: list[DeadLetter], most: int
+) -> None:
+    kept, dropped = ring(to_jsonl(old), new, most=most)
+    assert from_jsonl(kept) == [*old, *new][dropped:]
+    assert len(kept) <= most
+    assert dropped == 0 or len(to_jsonl([*old, *new][dropped - 1 :])) > most  # one more would not fit
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"7", b'{"reason": "x"}', b'{"surprise": 1}', b"\xff"])

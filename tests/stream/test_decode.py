@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hostile_corpus import BAD, GOOD, image, record, turns, with_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamcl.bench.reliability_corpus import BAD, GOOD, image, record, turns, with_content
 from streamcl.errors import BadSample, ConfigError
 from streamcl.stream import REASONS, Limits, decode
 from streamcl.stream.decode import SPECIAL, escaped

@@ -12,10 +12,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile_corpus import image, line, record, turns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamcl.bench.reliability_corpus import image, line, record, turns
 from streamcl.errors import SourceError
 from streamcl.stream import Files, Limits, Merged
 from streamcl.types import SAMPLE_SCHEMA, DeadLetter, Sample, from_batch, to_batch
