@@ -47,6 +47,9 @@ class CommitStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove `key`; it may be gone already."""
 
+    def tidy(self, before: float) -> None:
+        """Remove what writers killed before that time (Unix, seconds) left half-written. No key names it."""
+
     def path(self, key: str) -> str:
         """What another process opens, by fsspec, to read `key` (an object or a folder of them)."""
 
@@ -62,6 +65,11 @@ def uuid7() -> str:
     """A new 32-digit hex name that sorts by time of birth (RFC 9562, version 7)."""
     high = (time.time_ns() // 1_000_000) << 16 | 0x7000 | secrets.randbits(12)
     return f"{high << 64 | 0b10 << 62 | secrets.randbits(62):032x}"
+
+
+def born(name: str) -> float:
+    """When a name that begins with a `uuid7` was made (Unix, seconds), by its maker's clock."""
+    return int(name[:12], 16) / 1000
 
 
 def sha256(data: bytes) -> str:
@@ -92,12 +100,20 @@ def settle(store: CommitStore, key: str, data: bytes, *, backoff: Callable[[int]
 class LocalStore:
     """A folder on a disk with hard links.
 
-    `reached` is called with the name of each step of a write, for tests that die there.
+    For tests: `reached` is called with the name of each step, to die there; `sync` makes a file or folder, given as a
+    descriptor, outlive a power cut.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, reached: Callable[[str], None] = lambda point: None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        reached: Callable[[str], None] = lambda point: None,
+        sync: Callable[[int], None] = os.fsync,
+    ) -> None:
         self.root = Path(root).absolute()
         self.reached = reached
+        self.sync = sync
 
     def put_if_absent(self, key: str, data: bytes) -> Outcome:
         outcome: Outcome = "created"
@@ -136,6 +152,13 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         self._file(key).unlink(missing_ok=True)
+        self.reached("deleted")
+
+    def tidy(self, before: float) -> None:
+        for tmp in (self.root / _TMP).glob("*"):
+            if born(tmp.name) < before:
+                tmp.unlink(missing_ok=True)
+                self.reached("tidied")
 
     def path(self, key: str) -> str:
         return str(self._file(key))
@@ -149,37 +172,35 @@ class LocalStore:
         target, tmp = self._file(key), self.root / _TMP / uuid7()
         self.reached("asked")
         try:
-            _make_folder(tmp.parent)
-            _make_folder(target.parent)
+            self._make_folder(tmp.parent)
+            self._make_folder(target.parent)
             with open(tmp, "wb") as file:
                 self.reached("opened")
                 file.write(data)
                 file.flush()
                 self.reached("written")
-                os.fsync(file.fileno())
+                self.sync(file.fileno())
             self.reached("synced")
             yield tmp, target
-            _sync(target.parent)  # also when the name was there: its writer may have died before this line
+            self._sync(target.parent)  # also when the name was there: its writer may have died before this line
         except OSError as error:
             tmp.unlink(missing_ok=True)
             message = f"cannot write {key!r} in {self.root}: {error}. Check space and rights, then restart"
             raise StoreError(message) from error
 
+    def _make_folder(self, folder: Path) -> None:
+        """Create `folder` and its parents so that they outlive a power cut."""
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._sync(folder.parent)
 
-def _make_folder(folder: Path) -> None:
-    """Create `folder` and its parents so that they outlive a power cut."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _sync(self, folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sync(handle)
+        finally:
+            os.close(handle)
 
 
 def _put_unique(store: CommitStore, prefix: str, data: bytes, suffix: str) -> str:

@@ -17,6 +17,8 @@ from streamcl.registry.record import Kind, Record, canonical, check_balance, che
 
 __all__ = ["Kind", "Log", "Record", "commit_key"]
 
+COLLECTED = "collected"
+"""In a state: the oldest commit that the last collection kept whole. Objects of those below it may be gone."""
 HINT = "hint/latest.json"
 HINT_EVERY = 16
 """Commits between two hints: object stores limit how often one key may be rewritten."""
@@ -74,20 +76,23 @@ class Log:
         if broken:
             raise broken[0]
 
-    def back(self) -> Iterator[Record]:
-        """The commits from the newest to the first, each checked against the one after it; broken ones are left out."""
-        record = self.head()
+    def back(self, record: Record | None = None) -> Iterator[Record]:
+        """The commits from `record` (the newest) to the first, each checked against the one after it.
+
+        Broken ones are left out.
+        """
+        record = record or self.head()
         while record is not None:
             yield record
             record = self._before(record)
 
-    def lineage(self) -> Iterator[Record]:
+    def lineage(self, record: Record | None = None) -> Iterator[Record]:
         """`back`, without the commits that a rollback undid."""
         limit: int | None = None
-        for record in self.back():
-            if limit is None or record.n <= limit:
-                yield record
-                limit = record.to if record.kind == "rollback" else limit
+        for before in self.back(record):
+            if limit is None or before.n <= limit:
+                yield before
+                limit = before.to if before.kind == "rollback" else limit
 
     def last(self, kind: Kind) -> Record | None:
         """The newest commit of `kind`, or None."""
@@ -137,12 +142,17 @@ class Log:
 
         If that is not the newest one, commits a `rollback` to it, whose `why` names what was broken, and returns that:
         go on from its state, and read the sources again from its positions. None in an empty log.
+        Never goes below what a collection has kept.
         """
         end = self._end()
         broken: dict[str, None] = {}
+        lowest = 1
         for n in range(end, 0, -1):
+            if n < lowest:
+                break
             try:
                 record = self._read(n)
+                lowest = max(lowest, record.state.get(COLLECTED, 1))
                 for ref in record.state.get("refs", {}).values():
                     self.get_object(ref)
             except Corrupt as error:
@@ -154,9 +164,12 @@ class Log:
                 return record
             else:
                 why = f"commits {n + 1} to {end}: {'; '.join(broken)}"
-                return self._append("rollback", record.state, to=n, why=why)
+                kept = {COLLECTED: lowest} if lowest > 1 else {}  # a rollback does not bring objects back
+                return self._append("rollback", {**record.state, **kept}, to=n, why=why)
         if broken:
-            raise Corrupt(f"no commit of 1 to {end} is intact: {'; '.join(broken)}. Restore the store from a copy")
+            raise Corrupt(
+                f"no commit of {lowest} to {end} is intact: {'; '.join(broken)}. Restore the store from a copy"
+            )
         return None
 
     # --- objects -----------------------------------------------------------------------------------------------

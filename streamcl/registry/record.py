@@ -33,7 +33,10 @@ class Record:
     kind: Kind
     time: float
     state: dict[str, Any] = field(default_factory=dict)
-    """What a restarted learner needs: `sources` {partition: position}, `counters`, `watermark`, `refs` {name: ref} …"""
+    """What a restarted learner needs: `sources` {partition: position}, `counters`, `watermark`, `refs` {name: ref} …
+
+    An object that `refs` names may name others, by key and uncompressed; those name no further ones.
+    """
     window: dict[str, Any] | None = None
     """A job's frozen inputs, with the window's `id`. Committed once a window, before the version that answers it."""
     version: dict[str, Any] | None = None

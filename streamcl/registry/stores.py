@@ -16,5 +16,7 @@ def open_store(url: str) -> CommitStore:
     if _OBJECT_STORES.fullmatch(url):
         return FsspecStore(url)
     if "://" in url.removeprefix("file://") or "::" in url:
-        raise StoreError(f"store {url!r} is not supported: give a folder, file:///folder, s3://bucket/path or gs://bucket/path")
+        raise StoreError(
+            f"store {url!r} is not supported: give a folder, file:///folder, s3://bucket/path or gs://bucket/path"
+        )
     return LocalStore(url.removeprefix("file://"))

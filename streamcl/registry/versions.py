@@ -8,7 +8,7 @@ from typing import Any
 
 from streamcl.errors import BadName, Corrupt, NoSuchVersion
 from streamcl.registry.backends import settle, sha256
-from streamcl.registry.log import Log
+from streamcl.registry.log import COLLECTED, Log
 from streamcl.registry.record import Record, canonical
 from streamcl.types import Version, checked_name
 
@@ -80,6 +80,17 @@ class Registry:
         """Every version ever published, oldest first; those of windows that a rollback undid as well."""
         return [_version(record) for record in self._published()][::-1]
 
+    def newest(self, record: Record | None = None) -> Version | None:
+        """The newest version as of a commit (the newest), without those that were undone by then."""
+        return next((_version(before) for before in self.log.lineage(record) if self._made(before)), None)
+
+    def intact(self, version: Version | None) -> bool:
+        """Whether the version, if there is one, can be read."""
+        try:
+            return version is None or bool(self.read(version))
+        except Corrupt:
+            return False
+
     # --- aliases -----------------------------------------------------------------------------------------------
 
     def promote(self, number: int, alias: str = "live", why: str = "") -> Record:
@@ -104,17 +115,27 @@ class Registry:
         return version
 
     def resolve(self, alias: str = "live") -> Version | None:
-        """The version that `alias` answers with, None before the first promotion. Reads one pointer, seldom the log."""
-        record = self._pointed(alias) or self._alias_record(alias)
-        if record is None or record.alias is None:
+        """The version that `alias` answers with, None before the first promotion.
+
+        The first look is at the log, since a writer that was stopped may wake and set the pointer back.
+        """
+        record = (self._pointed(alias) if alias in self._aliased else None) or self._alias_record(alias)
+        if record is None:
             return None
         self._aliased[alias] = record
-        return Version(**record.alias["version"])
+        return aliased(record)
+
+    def aliases(self) -> dict[str, int]:
+        """The commit that last moved each alias."""
+        for record in self.log.back():
+            if record.alias and record.alias["name"] == self.name:
+                return {**record.alias["others"], record.alias["alias"]: record.n}
+        return {}
 
     def repair(self) -> list[str]:
         """Rewrite the pointers that are missing or lag behind the log; returns the aliases it mended. Anyone may."""
         mended = []
-        for alias, n in self._alias_numbers().items():
+        for alias, n in self.aliases().items():
             if self._pointer(alias).get("n") != n or self._pointed(alias) is None:
                 self._point(self.log.get(n))
                 mended.append(alias)
@@ -123,18 +144,28 @@ class Registry:
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _write(self, files: Mapping[str, bytes]) -> tuple[str, str]:
-        """Write the version's folder; returns its digest and key. What is there already is kept and compared."""
+        """Write the version's folder; returns its digest and key. What is there already is kept and compared.
+
+        The folder bears the digest, and the commit's number too where one of that digest is damaged or was collected:
+        a collector that was stopped half-way may still delete the old name.
+        """
         if not files or MANIFEST in files:
             raise BadName(f"a version needs files, and none named {MANIFEST!r}; got {sorted(files)}")
         sums = {name: sha256(data) for name, data in files.items()}
         digest = _digest(sums)
+        whole = {**files, MANIFEST: canonical({"name": self.name, "digest": digest, "files": sums})}
+        head = self.log.head()
         path = f"versions/{self.name}/{digest}"
-        manifest = canonical({"name": self.name, "digest": digest, "files": sums})
-        for name, data in {**files, MANIFEST: manifest}.items():
-            found = settle(self.log.store, f"{path}/{name}", data, backoff=self.log.backoff)
-            if found != data:
-                raise Corrupt(f"{path}/{name} holds sha256 {sha256(found)}, not {sha256(data)}: delete it, try again")
+        if (head and COLLECTED in head.state) or not self._fill(path, whole):
+            path = f"{path}-{head.n + 1 if head else 1}"
+            if not self._fill(path, whole):
+                raise Corrupt(f"{path} holds other files than were just written to it: check the disk, try again")
         return digest, path
+
+    def _fill(self, path: str, files: Mapping[str, bytes]) -> bool:
+        """Write what is not there; whether all is as it should be."""
+        store, backoff = self.log.store, self.log.backoff
+        return all(settle(store, f"{path}/{name}", data, backoff=backoff) == data for name, data in files.items())
 
     def _manifest(self, version: Version) -> dict[str, str]:
         key = f"{version.path}/{MANIFEST}"
@@ -149,11 +180,15 @@ class Registry:
     def _answer(self, window: int) -> Version | None:
         """The version of a window, if it has one that no rollback undid. It comes after the window's own commit."""
         for record in self.log.lineage():
-            if record.version and record.version["name"] == self.name and record.version["window"] == window:
+            if (made := self._made(record)) and made["window"] == window:
                 return _version(record)
             if record.window and record.window.get("id") == window:
                 return None
         return None
+
+    def _made(self, record: Record) -> dict[str, Any] | None:
+        """What the commit says of the version that it made visible, if it made one of this model."""
+        return record.version if record.version and record.version["name"] == self.name else None
 
     def _published(self) -> Iterator[Record]:
         """The version commits, newest first; each names the one before it."""
@@ -170,12 +205,12 @@ class Registry:
         for record in self.log.back():
             lost += 0 if n is None else n - record.n - 1
             n = record.n
-            if record.version and record.version["name"] == self.name:
-                return n, record.version["number"] + lost
+            if made := self._made(record):
+                return n, made["number"] + lost
         return None, lost + (n - 1 if n else 0)
 
     def _commit_alias(self, version: Version, alias: str, *, before: int | None, why: str) -> Record:
-        others = {name: n for name, n in self._alias_numbers().items() if name != alias}
+        others = {name: n for name, n in self.aliases().items() if name != alias}
         fields = {
             "name": self.name, "alias": checked_name(alias), "before": before, "others": others,
             "version": {**vars(version), "scores": dict(version.scores)},
@@ -184,15 +219,8 @@ class Registry:
         self._point(record)
         return record
 
-    def _alias_numbers(self) -> dict[str, int]:
-        """The commit that last moved each alias."""
-        for record in self.log.back():
-            if record.alias and record.alias["name"] == self.name:
-                return {**record.alias["others"], record.alias["alias"]: record.n}
-        return {}
-
     def _alias_record(self, alias: str) -> Record | None:
-        n = self._alias_numbers().get(alias)
+        n = self.aliases().get(alias)
         return None if n is None else self.log.get(n)
 
     def _before(self, alias: str, number: int | None, *, never: int | None = None) -> int | None:
@@ -242,6 +270,12 @@ def _digest(sums: Mapping[str, str]) -> str:
 def _number(record: Record | None) -> int | None:
     """The version that an alias commit made live."""
     return record.alias["version"]["number"] if record is not None and record.alias else None
+
+
+def aliased(record: Record) -> Version:
+    """The version that an alias commit made live."""
+    assert record.alias is not None, f"commit {record.n} is a {record.kind}, not an alias"
+    return Version(**record.alias["version"])
 
 
 def _version(record: Record) -> Version:

@@ -17,8 +17,9 @@ from streamcl.errors import BadName, StoreError
 from streamcl.registry.backends import TRIES, CommitStore, LocalStore, probe, settle, uuid7
 from streamcl.registry.objectstore import FsspecStore
 from streamcl.registry.stores import open_store
+from streamcl.testing.stores import FaultyStore, MemoryStore
 
-from .stores import FaultyStore, MemoryStore, Overwriting
+from .twins import Overwriting
 
 
 class Bucket(MemoryFileSystem):
@@ -78,7 +79,9 @@ def test_one_of_eight_racing_threads_wins_each_of_200_keys(tmp_path: Path) -> No
         assert store.get(key) == offers[outcomes.index("created")]
 
 
-@pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "", "a//b", "a/", ".tmp/x", "a/.b", "a\\b", "a\n", "s3://b/x"])
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../b", "/etc/passwd", "", "a//b", "a/", ".tmp/x", "a/.b", "a\\b", "a\n", "s3://b/x"]
+)
 def test_a_key_cannot_leave_the_store(tmp_path: Path, key: str) -> None:
     for store in stores(tmp_path):
         with pytest.raises(BadName, match="is not allowed"):

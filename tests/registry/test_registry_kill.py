@@ -1,138 +1,105 @@
-"""SIGKILL at every step of every write, and in recovery: the history is that of an undisturbed run (G1, G2, G24)."""
+"""SIGKILL and SIGSTOP at the steps of every write: the history is that of an undisturbed run (G1, G2, G4, G8, G24)."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from streamcl.errors import Fenced
-from streamcl.registry.backends import LocalStore, Outcome
-from streamcl.registry.log import Log
-from streamcl.registry.versions import Registry
+from streamcl.bench.reliability_log import check, check_readable, late_pointers, log_kills, reads, scratch, zombies
+from streamcl.errors import StoreError
+from streamcl.registry.backends import LocalStore
+from streamcl.testing import crash
 
-from . import crash
+from .twins import InPlace, PointsFirst
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: a killed process loses no page cache, so the disk proves nothing here."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as path:
-        yield Path(path)
+    with scratch() as path:
+        yield path
 
 
-class InPlace(LocalStore):
-    """Broken twin: writes under the final name, so a killed writer leaves half a file there."""
+def test_the_small_learner_counts_every_sample_once(folder: Path) -> None:
+    counter = crash.KillPoint()
+    crash.learn(folder / "run", counter)
+    assert crash.history(LocalStore(folder / "run"))[-1][1]["counters"] == {"in": 10, "accepted": 7, "dup": 3}
+    assert len(counter.counts) == 10, "every step of a write is a place to die"
 
-    def put_if_absent(self, key: str, data: bytes) -> Outcome:
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
+
+def test_a_kill_and_another_during_recovery_leave_the_same_history() -> None:
+    counts = log_kills(30)
+    assert counts["violations"] == 0
+    assert counts["kills"] > 1.2 * counts["scenarios"] == 36
+
+
+@pytest.mark.chaos
+def test_a_kill_at_every_step_leaves_the_same_history() -> None:
+    counts = log_kills()
+    print(counts)
+    assert counts["violations"] == 0
+    assert counts["scenarios"] >= 150
+
+
+def test_a_store_that_writes_in_place_shows_halves(folder: Path) -> None:
+    broken = 0
+    for nth in range(1, 13):
+        assert crash.learn_in_child(folder / str(nth), f"half:{nth}", InPlace)
         try:
-            with open(file, "xb", buffering=0) as half:
-                half.write(data[: len(data) // 2])
-                self.reached("half")
-                half.write(data[len(data) // 2 :])
-        except FileExistsError:
-            return "exists"
-        return "created"
-
-
-def learn_in_child(root: Path, kill_at: str, store: type[LocalStore] = LocalStore) -> bool:
-    """Whether the forked learner was killed; False: it came to its end."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            crash.learn(root, crash.KillPoint(kill_at), store)
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, f"the learner failed with {kill_at or 'no kill'}, see its traceback"
-    return False
-
-
-def check(root: Path, expected: list[object]) -> None:
-    assert crash.history(root) == expected
-    registry = Registry(Log(LocalStore(root)), "model")
-    live = registry.resolve()
-    assert live == registry.get(2)
-    assert registry.read(live)["adapter_model.safetensors"] == b"trained on window 2"
-    assert registry.repair() == []
-
-
-def test_a_kill_at_every_step_and_again_during_recovery_leaves_the_same_history(folder: Path) -> None:
-    undisturbed, counter = folder / "undisturbed", crash.KillPoint()
-    crash.learn(undisturbed, counter)
-    expected = crash.history(undisturbed)
-    assert expected[-1][1]["counters"] == {"in": 10, "accepted": 7, "dup": 3}
-    places = [f"{point}:{nth}" for point, count in sorted(counter.counts.items()) for nth in range(1, count + 1)]
-    kills = 0
-    for i, place in enumerate(places):
-        root = folder / str(i)
-        assert learn_in_child(root, place), f"{place} was never reached"
-        again = places[i * 7 % len(places)]
-        kills += 1 + learn_in_child(root, again)
-        learn_in_child(root, "")
-        check(root, expected)
-        shutil.rmtree(root)
-    print(f"{len(places)} scenarios / {kills} kills / 0 violations: at most {3 / len(places):.1%} at 95 %")
-    assert len(counter.counts) == 8
-    assert kills > 1.2 * len(places)
-
-
-def test_a_store_that_writes_in_place_is_caught(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    failed = 0
-    for nth in range(1, 16):
-        root = folder / str(nth)
-        assert learn_in_child(root, f"half:{nth}", InPlace)
-        try:
-            learn_in_child(root, "", InPlace)
-        except AssertionError:
-            failed += 1
-    capfd.readouterr()
-    assert failed >= 3, "half a file of each version stays in the way"
+            check_readable(folder / str(nth))
+        except StoreError:
+            broken += 1
+    assert broken >= 3, "half a commit each"
 
 
 def test_the_same_with_a_process_of_its_own(folder: Path) -> None:
     root, repository = folder / "run", Path(__file__).parents[2]
-    undisturbed = folder / "undisturbed"
-    crash.learn(undisturbed, crash.KillPoint())
+    crash.learn(folder / "undisturbed", crash.KillPoint())
     codes = []
     for place in ("linked:9", "replaced:2", ""):
         environment = {**os.environ, "STREAMCL_KILL_AT": place, "PYTHONPATH": str(repository)}
         learner = subprocess.run([sys.executable, crash.__file__, str(root)], env=environment, check=False)
         codes.append(learner.returncode)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    check(root, crash.history(undisturbed))
+    check(root, crash.history(LocalStore(folder / "undisturbed")))
 
 
-def test_sigstop_a_second_writer_then_sigcont_stops_the_first(folder: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            crash.learn(folder / "run", crash.KillPoint("linked:20", signal.SIGSTOP))
-        except Fenced:
-            status = 42
-        finally:
-            os._exit(status)
-    os.waitpid(child, os.WUNTRACED)
-    assert not learn_in_child(folder / "run", "")
-    expected = crash.history(folder / "run")
-    pointer = (folder / "run/aliases/live.json").read_bytes()
-    os.kill(child, signal.SIGCONT)
-    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 42
-    assert crash.history(folder / "run") == expected
-    assert (folder / "run/aliases/live.json").read_bytes() == pointer
+def test_a_stopped_learner_that_wakes_after_another_came_does_nothing_any_more() -> None:
+    counts = zombies(5)
+    assert counts["violations"] == 0
+    assert counts["fenced"] >= 1, "the others did not come as far: the heir had cleared away what they were writing"
+
+
+@pytest.mark.chaos
+def test_20_of_20_zombies_stop_before_any_side_effect() -> None:
+    counts = zombies(20)
+    print(counts)
+    assert (counts["scenarios"], counts["violations"]) == (20, 0)
+
+
+def test_a_zombie_that_was_stopped_while_it_moved_the_pointer_misleads_no_reader() -> None:
+    counts = late_pointers(6)
+    assert counts["violations"] == 0
+    assert counts["went back"] >= 1, "it is possible"
+
+
+def test_readers_see_whole_versions_while_the_writer_is_killed() -> None:
+    counts = reads(1_000)
+    assert counts["violations"] == 0
+    assert min(counts["kills"], counts["versions"]) >= 2
+
+
+@pytest.mark.chaos
+def test_4_000_reads_see_whole_versions_while_the_writer_is_killed() -> None:
+    counts = reads(4_000)
+    print(counts)
+    assert counts["violations"] == 0
+
+
+def test_readers_notice_a_pointer_that_comes_before_its_files() -> None:
+    assert reads(300, registry=PointsFirst)["violations"] > 0

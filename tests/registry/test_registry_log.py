@@ -10,8 +10,9 @@ import pytest
 from streamcl.errors import Corrupt, Fenced, StoreError
 from streamcl.registry.backends import TRIES, LocalStore
 from streamcl.registry.log import HINT, Log, commit_key
+from streamcl.testing.stores import FaultyStore, MemoryStore, quick
 
-from .stores import FaultyStore, MemoryStore, NoPostCommitCheck, NoTxnCheck, Overwriting, quick
+from .twins import NoPostCommitCheck, NoTxnCheck, Overwriting
 
 
 def rewrite(store: MemoryStore, n: int, **changes: object) -> None:
