@@ -21,7 +21,8 @@ from streamcl.errors import ConfigError
 from streamcl.strategies import Strategy
 from streamcl.stream import Source
 from streamcl.train.loop import TrainConfig
-from streamcl.train.model import ModelConfig
+from streamcl.train.model import LoRA, ModelConfig
+from streamcl.train.prompts import Prompts
 from streamcl.types import checked_name
 from streamcl.window import WindowConfig
 
@@ -34,10 +35,13 @@ class StoreConfig:
     """Folder or URL."""
     shards: int = 1
     """Actors that share what is remembered, at least 1. May change between two starts."""
+    keep: int = 1000
+    """Newest commits, at least 16, whose objects and versions stay; what is older, and neither live nor referred to, is
+    deleted now and then. About three commits a window."""
 
     def __post_init__(self) -> None:
-        if self.shards < 1:
-            raise ConfigError(f"shards {self.shards}: at least 1")
+        if self.shards < 1 or self.keep < 16:
+            raise ConfigError(f"shards {self.shards}, keep {self.keep}: at least 1 shard and 16 commits")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,12 @@ class Config:
         checked_name(self.name)
         if self.batch < 1:
             raise ConfigError(f"batch {self.batch}: at least 1")
+
+    @property
+    def form(self) -> LoRA | Prompts:
+        """The form of what the strategy trains."""
+        form: LoRA | Prompts = getattr(self.model, self.strategy.adapter)
+        return form
 
     @property
     def scratch(self) -> str:

@@ -55,7 +55,9 @@ def test_what_is_dumped_parses_to_the_same(run: str, tmp_path: Path) -> None:
 
 def test_a_dump_names_every_default() -> None:
     shown = yaml.safe_load(dump(parse(tree())))
-    assert shown["window"] == {"samples": 1000, "age_s": 600.0}
+    assert shown["window"] == {
+        "samples": 1000, "max_bytes": 2**30, "age_s": 600.0, "late": "accept", "late_s": 3600.0
+    }  # fmt: skip
     assert shown["strategy"]["kind"] == "dgg"
     assert shown["source"]["limits"]["images"] == 8
 
@@ -90,7 +92,7 @@ def test_an_unknown_key_names_the_nearest(sections: dict[str, Any], said: str) -
     ("sections", "said"),
     [
         ({"strategy": {"kind": "dg"}}, "unknown strategy.kind 'dg': did you mean 'dgg'?"),
-        ({"strategy": {"alpha": 0.1}}, "unknown strategy.kind None: It may be dgg, finetune, replay"),
+        ({"strategy": {"alpha": 0.1}}, "unknown strategy.kind None: It may be dgg, ewc, finetune"),
         ({"detector": "label"}, "unknown detector.kind 'label': did you mean 'labels'?"),
         ({"source": {"kind": "kafka", "path": "x"}}, "unknown source.kind 'kafka'"),
         ({"strategy": {"kind": ["dgg"]}}, "unknown strategy.kind ['dgg']"),

@@ -20,7 +20,7 @@ from streamcl.stream import Files
 from streamcl.train.batch import Encoder, Row, to_rows
 from streamcl.train.evaluate import scores
 from streamcl.train.loop import ALONE, Learning, World
-from streamcl.train.model import fresh, from_files, grow, load_base, to_bytes, write
+from streamcl.train.model import from_files, grow, load_base, to_bytes
 from streamcl.train.step import StepLog
 from streamcl.types import Refs, Window
 
@@ -53,7 +53,7 @@ class Worker:
         base = load_base(config.model, device=device)
         self.encoder = Encoder(base)
         self.pad_id: int = base.processor.tokenizer.pad_token_id
-        model = grow(base, config.model.lora, seed=config.seed)
+        model = grow(base, config.form, seed=config.seed)
         self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world, wrap=wrap)
         self.store = open_store(config.store.path)
         self.log = Log(self.store)
@@ -63,8 +63,8 @@ class Worker:
     def run(self, window: Window, on_step: OnStep = lambda step, steps, log: None) -> TrainResult | None:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
         clock = [time.monotonic()]
-        self._start_from(window.base)
         memory = self.memory.read(window.memory)
+        self._start_from(window, memory)
         rows, replay = media.read(self.store, window.samples), media.read(self.store, window.replay)
         sets = self._sets(window)
         clock.append(time.monotonic())
@@ -77,23 +77,20 @@ class Worker:
         clock.append(time.monotonic())
         if self.world.rank != 0:
             return None
-        weights = to_bytes(trained.params)
-        after = scores(self.learning.model, sets, pad_id=self.pad_id)
+        weights = to_bytes(trained.served)
+        with self.learning.serving(trained.served):
+            after = scores(self.learning.model, sets, pad_id=self.pad_id)
         adapter = self.log.put_object("adapter", weights, "safetensors")
-        kept = window.memory
-        if window.closes_task and trained.memory.tensors:
-            kept = self.memory.write(trained.memory)
+        kept = window.memory if trained.memory is memory else self.memory.write(trained.memory)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
         return TrainResult(adapter, kept, after, before, trained.loss, trained.steps, seconds)
 
-    def _start_from(self, base: int) -> None:
-        """Puts the adapter of version `base` into the model; a fresh one for 0."""
-        if base == 0:
-            values = fresh(self.learning.params, seed=self.config.seed)
-        else:
-            values = from_files(self.registry.read(self.registry.get(base)))
-        write(self.learning.params, values)
+    def _start_from(self, window: Window, memory: TaskMemory) -> None:
+        """Puts into the model what the window's training starts from."""
+        served = from_files(self.registry.read(self.registry.get(window.base))) if window.base else None
+        seed = self.config.seed + window.index
+        self.learning.start(served, strategy=self.config.strategy, memory=memory, seed=seed)
 
     def _sets(self, window: Window) -> dict[str, Sequence[Row]]:
         """What to score on: the test files, or the held-out rows."""

@@ -16,6 +16,7 @@ from streamcl.errors import NotFinite, StreamclError
 from streamcl.serve.generate import Prompt, Request, Response, complete, encode
 from streamcl.serve.slots import Slots, read_adapter
 from streamcl.train.model import Base, LoRA
+from streamcl.train.prompts import prefixed
 
 __all__ = ["Engine", "Request", "Response"]
 
@@ -64,7 +65,7 @@ class Engine:
     def submit(self, request: Request) -> Future[Response]:
         """The answer to come. Decodes and tokenizes in the caller's thread.  Raises BadSample."""
         with self._encoding:  # a fast tokenizer must not be used by two threads
-            prompt = encode(self._base.processor, request, context=self._context)
+            prompt = encode(self._base.processor, request, context=self._context - self._slots.reserved)
         future: Future[Response] = Future()
         self._put(lambda: self._waiting.append((prompt, future)))
         return future
@@ -120,7 +121,8 @@ class Engine:
     def _forward(self) -> None:
         ids = torch.tensor([[self._base.processor.tokenizer.eos_token_id]], device=self._base.device)
         with torch.no_grad():
-            logits = self._slots.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            model = self._slots.model
+            logits = model(**prefixed(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})).logits
         if not torch.isfinite(logits).all():
             raise NotFinite(f"version {self._label[0]} answers with NaN or infinity; roll back")
 

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from streamcl.errors import BadSample
 from streamcl.stream.images import FORMATS
 from streamcl.train.batch import chat
+from streamcl.train.prompts import prefixed
 from streamcl.types import Message
 
 
@@ -94,6 +95,7 @@ def complete(model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, version: 
     inputs = _stack(prompts, pad_id=pad_id)
     weight = model.get_input_embeddings().weight
     inputs = {name: x.to(weight.device, weight.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+    inputs = prefixed(model, inputs)
     requests = [prompt.request for prompt in prompts]
     ends = _Ends(requests, tokenizer, start=inputs["input_ids"].shape[1], eos_ids=eos_ids)
     settings = GenerationConfig(

@@ -12,7 +12,7 @@ One adapter is trained through all tasks; the first task is not guided.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,25 +42,26 @@ class DGG(Strategy):
 
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> Params | None:
         anchor = memory.tensors.get(ANCHOR)
-        return dict(anchor) if anchor else None
+        return {name: anchor[name].to(value) for name, value in params.items()} if anchor else None
 
     def guide(self, grads: Params, params: Params, plan: Params | None, draw: torch.Generator) -> Params:
         if plan is None or torch.rand((), generator=draw).item() >= self.alpha:
             return grads
-        offset = {name: params[name].detach() - plan[name].to(params[name]) for name in grads}
-        scale = self._scale(grads, offset)
-        return {name: grads[name] + scale[name] * offset[name] for name in grads}
+        g = [*grads.values()]
+        d = torch._foreach_sub([params[name].detach() for name in grads], [plan[name] for name in grads])
+        guided = torch._foreach_addcmul(g, d, self._scale(g, [*d])) if self.scaled else torch._foreach_add(g, d)
+        return dict(zip(grads, guided, strict=True))
 
-    def consolidate(self, params: Params, memory: TaskMemory, probe: Probe) -> TaskMemory:
+    def consolidate(
+        self, params: Params, memory: TaskMemory, probe: Probe, plan: Any, *, closes_task: bool
+    ) -> TaskMemory:
+        if not closes_task:
+            return memory
         return memory.with_group(ANCHOR, {name: value.detach().clone() for name, value in params.items()})
 
-    def _scale(self, grads: Params, offset: Params) -> dict[str, Tensor | float]:
+    def _scale(self, grads: list[Tensor], offset: list[Tensor]) -> tuple[Tensor, ...]:
         """min(1, ‖g‖/‖d‖) for each tensor; 0 where `d` is zero."""
-        if not self.scaled:
-            return dict.fromkeys(grads, 1.0)
-        g = {name: value.norm() for name, value in grads.items()}
-        d = {name: value.norm() for name, value in offset.items()}
+        g, d = (torch.stack(torch._foreach_norm(part)) for part in (grads, offset))
         if self.norm_scope == "global":
-            g = dict.fromkeys(grads, torch.stack([*g.values()]).norm())
-            d = dict.fromkeys(grads, torch.stack([*d.values()]).norm())
-        return {name: torch.where(d[name] > 0, (g[name] / d[name]).clamp(max=1.0), 0.0) for name in grads}
+            g, d = g.norm().expand_as(g), d.norm().expand_as(d)
+        return torch.where(d > 0, (g / d).clamp(max=1.0), 0.0).unbind()

@@ -18,17 +18,19 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @torch.no_grad()
-def exact_match(model: Any, rows: Sequence[Row], *, pad_id: int, batch_size: int = 64) -> Flags:
+def exact_match(model: Any, rows: Sequence[Row], *, pad_id: int, batch_size: int = 64, bfloat16: bool = False) -> Flags:
     """For each row, whether the model's greedy answer is the reference, token for token."""
     device = next(model.parameters()).device
     hits = []
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size], pad_id=pad_id, device=device)
-        logits, labels = answer_logits(model, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits, labels = answer_logits(model, batch)
         hits.append(((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1).cpu().numpy())
     return np.concatenate(hits) if hits else np.zeros(0, np.bool_)
 
 
-def scores(model: Any, sets: Mapping[str, Sequence[Row]], *, pad_id: int) -> dict[str, float]:
+def scores(model: Any, sets: Mapping[str, Sequence[Row]], *, pad_id: int, bfloat16: bool = False) -> dict[str, float]:
     """Accuracy in [0, 1] for each named set of rows; empty sets are left out."""
-    return {name: float(exact_match(model, rows, pad_id=pad_id).mean()) for name, rows in sets.items() if rows}
+    flags = {name: exact_match(model, rows, pad_id=pad_id, bfloat16=bfloat16) for name, rows in sets.items() if rows}
+    return {name: float(hits.mean()) for name, hits in flags.items()}

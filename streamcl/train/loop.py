@@ -7,19 +7,20 @@ split over the ranks; the loss is scaled so that the averaged gradient is exactl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
-from streamcl.strategies.base import Params, Stage, Strategy
-from streamcl.train.batch import IGNORED, Row, answer_logits, collate
-from streamcl.train.model import params_of, write
+from streamcl.strategies.base import Params, Strategy
+from streamcl.train.batch import Row, collate
+from streamcl.train.model import added, check_finite, fresh, params_of, write
+from streamcl.train.probe import AnswerLoss, WindowProbe
 from streamcl.train.step import StepLog, train_step
 from streamcl.types import Window
 
@@ -42,11 +43,15 @@ class TrainConfig:
     workers: int = 1
     """Ray Train workers, at least 1; they share each batch."""
     use_gpu: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 multiplies matrices under autocast; adapters, their gradients and the optimizer stay float32."""
+    probe_rows: int = 256
+    """Rows of a window from which strategies take their mean gradients, at least 1."""
     idle_s: float = 300.0
     """Seconds without a window after which the workers are released; they start again on demand."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "workers"):
+        for name in ("epochs", "batch_size", "workers", "probe_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} {getattr(self, name)}: at least 1")
 
@@ -64,28 +69,21 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class Trained:
-    """What training a window gave."""
+    """What training a window gave. Tensors are float32, on the CPU."""
 
     params: Params
-    """The adapter, float32, on the CPU."""
+    """The parameters as they were left."""
+    served: Params
+    """The adapter to publish; most strategies publish `params`."""
     memory: TaskMemory
-    """What tasks leave; changed only when the window closed its task."""
+    """What the window leaves for those to come."""
     steps: int
     loss: float
     """Mean loss of the last tenth of the steps; 0.0 without a step."""
-
-
-class AnswerLoss(nn.Module):
-    """Mean cross-entropy of the answer's tokens, summed over samples: [N] → scalar."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor], weight_N: Tensor) -> Tensor:
-        logits, labels = answer_logits(self.model, batch)
-        loss_NK = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        return (loss_NK.sum(1) / (labels != IGNORED).sum(1) * weight_N).sum()
+    penalties: Mapping[str, float]
+    """Each penalty term over the loss, mean of the first ten steps that had it."""
+    leak: float
+    """Largest ‖UᵀΔ‖ / ‖Δ‖ of a stage's whole update Δ, for the protected directions U; 0.0 where none are."""
 
 
 class Learning:
@@ -102,11 +100,19 @@ class Learning:
     ) -> None:
         self.model, self.pad_id, self.config, self.world = model, pad_id, config, world
         self.params = params_of(model)
-        self.loss = wrap(AnswerLoss(model))
+        self.loss = wrap(AnswerLoss(model, bfloat16=config.precision == "bfloat16"))
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.params.values())).device
+
+    def start(self, served: Params | None, *, strategy: Strategy, memory: TaskMemory, seed: int) -> None:
+        """Sets the parameters to what a window starts from; `served`: the version before it, None before the first.
+
+        `seed` is that of an untrained adapter, another one for each task.
+        """
+        untrained = fresh(self.params, seed=seed)
+        write(self.params, strategy.begin(untrained if served is None else served, untrained, memory))
 
     def train(
         self,
@@ -119,38 +125,55 @@ class Learning:
         on_step: Callable[[int, int, StepLog], None] = lambda step, steps, log: None,
     ) -> Trained:
         """Trains the current parameters on `rows` and `replay`, as `window` says.  Raises NotFinite."""
-        probe = WindowProbe(self, rows, replay)
-        losses: list[float] = []
+        probe = WindowProbe(
+            self.model, self.params, rows, replay, pad_id=self.pad_id, size=self.config.batch_size,
+            limit=self.config.probe_rows, bfloat16=self.config.precision == "bfloat16",
+        )  # fmt: skip
         data = [*rows, *replay]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(window.seed)).tolist()
-        first = 0
-        for number, stage in enumerate(strategy.stages):
-            last = len(data) if number == len(strategy.stages) - 1 else first + round(stage.share * len(data))
-            part = [data[i] for i in order[first:last]]
-            losses += self._stage(stage, part, window.seed + number, strategy, memory, probe, on_step)
-            first = last
-        params = {name: value.detach().float().cpu().clone() for name, value in self.params.items()}
-        if window.closes_task:
-            memory = strategy.consolidate(params, memory, probe)
-        tail = losses[-max(1, len(losses) // 10) :]
-        return Trained(params, memory, len(losses), sum(tail) / len(tail) if tail else 0.0)
+        plan, logs, leak = None, list[StepLog](), 0.0
+        for number, stage in enumerate(strategy.stages(memory, closes_task=window.closes_task)):
+            first, last = round(stage.start * len(data)), round(stage.stop * len(data))
+            if part := [data[i] for i in order[first:last]]:
+                plan = strategy.prepare(stage, dict(self.params), memory, probe)
+                before = self._copy()
+                with added(self.model, strategy.frozen(memory) if stage.old_adapters else {}):
+                    logs += self._stage(part, window.seed + number, strategy, plan, on_step)
+                leak = max(
+                    leak, strategy.leak({name: p.detach() - before[name] for name, p in self.params.items()}, plan)
+                )
+        params = {name: value.float().cpu() for name, value in self._copy().items()}
+        served = strategy.served(params, memory, closes_task=window.closes_task)
+        memory = strategy.consolidate(params, memory, probe, plan, closes_task=window.closes_task)
+        return Trained(params, served, memory, len(logs), _tail(logs), _shares(logs), leak)
+
+    @contextmanager
+    def serving(self, served: Params) -> Iterator[None]:
+        """The model as it answers with a published adapter; afterwards its parameters are as before."""
+        kept = self._copy()
+        fits = all(served[name].shape == value.shape for name, value in kept.items())
+        write(self.params, served if fits else {n: torch.zeros_like(value) for n, value in kept.items()})
+        try:
+            with added(self.model, {} if fits else served):
+                yield
+        finally:
+            write(self.params, kept)
+
+    def _copy(self) -> Params:
+        return {name: value.detach().clone() for name, value in self.params.items()}
 
     def _stage(
         self,
-        stage: Stage,
         rows: Sequence[Row],
         seed: int,
         strategy: Strategy,
-        memory: TaskMemory,
-        probe: WindowProbe,
+        plan: Any,
         on_step: Callable[[int, int, StepLog], None],
-    ) -> list[float]:
-        """One stage with its own optimizer; the losses of its steps."""
-        config = self.config
-        plan = strategy.prepare(stage, dict(self.params), memory, probe)
+    ) -> list[StepLog]:
+        """One stage with its own optimizer.  Raises NotFinite."""
+        config, logs = self.config, list[StepLog]()
         optimizer = torch.optim.AdamW(self.params.values(), lr=config.lr, weight_decay=config.weight_decay)
         steps = config.epochs * math.ceil(len(rows) / config.batch_size)
-        losses = []
         for step, batch in enumerate(batches(rows, config.batch_size, epochs=config.epochs, seed=seed)):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, steps, config.warmup)
@@ -159,9 +182,10 @@ class Learning:
                 lambda batch=batch: self.mean_loss(batch),  # type: ignore[misc]  # mypy cannot infer a bound default
                 self.params, optimizer, strategy=strategy, plan=plan, draw=draw, clip=config.clip,
             )  # fmt: skip
-            losses.append(log.loss)
+            logs.append(log)
             on_step(step + 1, steps, log)
-        return losses
+        check_finite(self.params)
+        return logs
 
     def mean_loss(self, rows: Sequence[Row]) -> Tensor:
         """This rank's part of the batch's mean loss, times the number of ranks (DDP averages)."""
@@ -174,34 +198,6 @@ class Learning:
         return loss
 
 
-class WindowProbe:
-    """A Probe on the window's data: at most `limit` rows, the same on every rank, without gradient reduction."""
-
-    def __init__(self, learning: Learning, rows: Sequence[Row], replay: Sequence[Row], *, limit: int = 256) -> None:
-        self.learning, self.rows, self.replay = learning, rows[:limit], replay[:limit]
-
-    def gradient(self, params: Params) -> Params:
-        return self._gradient(params, self.rows)
-
-    def replay_gradient(self, params: Params) -> Params | None:
-        return self._gradient(params, self.replay) if self.replay else None
-
-    def _gradient(self, params: Params, rows: Sequence[Row]) -> Params:
-        """Mean gradient over `rows` at `params`; the model's own parameters are put back."""
-        live = self.learning.params
-        kept = {name: value.detach().clone() for name, value in live.items()}
-        write(live, params)
-        total = {name: torch.zeros_like(value) for name, value in kept.items()}
-        loss = AnswerLoss(self.learning.model)
-        for batch in batches(rows, self.learning.config.batch_size, epochs=1, seed=0):
-            weight = torch.full((len(batch),), 1.0 / len(rows), device=self.learning.device)
-            value = loss(collate(batch, pad_id=self.learning.pad_id, device=self.learning.device), weight)
-            for name, grad in zip(live, torch.autograd.grad(value, [*live.values()]), strict=True):
-                total[name] += grad
-        write(live, kept)
-        return total
-
-
 def batches(rows: Sequence[Row], size: int, *, epochs: int, seed: int) -> Iterator[list[Row]]:
     """Every row once an epoch, in an order drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
@@ -209,6 +205,23 @@ def batches(rows: Sequence[Row], size: int, *, epochs: int, seed: int) -> Iterat
         order = torch.randperm(len(rows), generator=generator).tolist()
         for start in range(0, len(rows), size):
             yield [rows[i] for i in order[start : start + size]]
+
+
+def _tail(logs: Sequence[StepLog]) -> float:
+    """Mean loss of the last tenth."""
+    losses = [log.loss for log in logs[-max(1, len(logs) // 10) :]]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def _shares(logs: Sequence[StepLog]) -> dict[str, float]:
+    """Each penalty over the loss as its stage begins, where a strategy wants them at 0.01 to 0.1."""
+    begins = [log for log in logs if log.penalty][:10]
+    loss = sum(log.loss for log in begins)
+    return (
+        {name: sum(log.penalty[name] for log in begins) / max(loss, 1e-12) for name in begins[0].penalty}
+        if begins
+        else {}
+    )
 
 
 def rate(step: int, steps: int, warmup: float) -> float:

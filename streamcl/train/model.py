@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from streamcl.errors import ConfigError, NotFinite
 from streamcl.strategies.base import Params
+from streamcl.train.prompts import (
+    NAME,
+    PROMPTS_WEIGHTS,
+    Pool,
+    Prompts,
+    attach,
+    fresh_pool,
+    parameters,
+    pool_of,
+    table_of,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,6 +65,8 @@ class ModelConfig:
     register: str | None = None
     """A module to import first, if the model has parts that transformers does not know, or None."""
     lora: LoRA = LoRA()
+    prompts: Prompts = field(default_factory=Prompts)
+    """Trained in place of `lora` where the strategy says so."""
     dtype: str = "float32"
     """Type of the frozen weights: float32, bfloat16 or float16. Adapters are float32."""
 
@@ -128,16 +142,31 @@ def base_digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def grow(base: Base, lora: LoRA, *, seed: int) -> peft.PeftModel:
-    """`base` with a fresh, trainable LoRA named "default": B is zero, A uniform from `seed`. Changes `base.model`."""
-    model = peft.get_peft_model(base.model, lora.config())
-    model.eval()
+def grow(base: Base, form: LoRA | Prompts, *, seed: int) -> Any:
+    """`base` with fresh trainable parameters: a LoRA named "default", or a pool of prompts. Changes `base.model`."""
+    if isinstance(form, Prompts):
+        model = base.model
+        attach(model, new_pool(model, form))
+    else:
+        model = peft.get_peft_model(base.model, form.config()).eval()
     write(params_of(model), fresh(params_of(model), seed=seed))
     return model
 
 
+def new_pool(model: Any, form: Prompts) -> Pool:
+    """A pool of zeros that fits `model`.  Raises ConfigError."""
+    tower = getattr(model.model, "vision_tower", None)
+    if not isinstance(tower, CachedTower):
+        raise ConfigError("prompts are chosen by the tower's features, and this model's tower is not within reach")
+    config = model.config
+    channels = config.vision_config.hidden_size
+    return Pool(form, table_of(model), tower, channels=channels, image_id=config.image_token_id)
+
+
 def fresh(params: Mapping[str, Tensor], *, seed: int) -> Params:
-    """New values for every LoRA tensor: B zero, A uniform in ±1/√d_in (PEFT's default), from `seed`."""
+    """New values from `seed`. LoRA: B zero, A uniform in ±1/√d_in (PEFT's default). A pool: standard normal."""
+    if all(name.startswith(f"{NAME}.") for name in params):
+        return fresh_pool(params, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for name in sorted(params):
@@ -147,14 +176,47 @@ def fresh(params: Mapping[str, Tensor], *, seed: int) -> Params:
     return values
 
 
-def params_of(model: peft.PeftModel, adapter: str = "default") -> dict[str, nn.Parameter]:
-    """The parameters of one adapter, under the names that PEFT saves them with."""
-    mark = f".{adapter}."
+def params_of(model: Any, adapter: str | None = None) -> dict[str, nn.Parameter]:
+    """The parameters of one LoRA, under the names that PEFT saves them with; with None those that `grow` grew."""
+    pool = None if adapter else pool_of(model)
+    if pool is not None:
+        return parameters(pool)
+    mark = f".{adapter or 'default'}."
     return {
         name.replace(mark, "."): parameter
         for name, parameter in model.named_parameters()
         if ".lora_" in name and mark in name
     }
+
+
+def adapted(model: peft.PeftModel) -> dict[str, nn.Parameter]:
+    """The frozen weights [O, I] under the adapters, by the name of the layer's A."""
+    modules = dict(model.named_modules())
+    names = [name for name in params_of(model) if "lora_A" in name]
+    return {name: modules[name.removesuffix(".lora_A.weight")].base_layer.weight for name in names}
+
+
+@contextmanager
+def added(model: peft.PeftModel, params: Mapping[str, Tensor]) -> Iterator[None]:
+    """`params`, an adapter of any rank, as part of the frozen weights; afterwards they are bit for bit as before.
+
+    Costs a copy of the adapted weights, and nothing in each step.
+    """
+    if not params:
+        yield
+        return
+    kept = {name: weight.detach().clone() for name, weight in adapted(model).items()}
+    config = model.peft_config["default"]
+    with torch.no_grad():
+        for name, weight in adapted(model).items():
+            a_RI, b_OR = (params[key].to(weight) for key in (name, name.replace("lora_A", "lora_B")))
+            weight.add_(b_OR @ a_RI, alpha=config.lora_alpha / config.r)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in adapted(model).items():
+                weight.copy_(kept[name])
 
 
 def write(params: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -180,16 +242,23 @@ def to_bytes(params: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def to_files(lora: LoRA, weights: bytes) -> dict[str, bytes]:
-    """Adapter tensors (of `to_bytes`) as a standard PEFT folder: file name to content."""
-    config = lora.config().to_dict() | {"inference_mode": True}
+def to_files(lora: LoRA | Prompts, weights: bytes) -> dict[str, bytes]:
+    """Adapter tensors (of `to_bytes`) as a standard PEFT folder, or a pool's: file name to content.
+
+    The rank is the tensors'; the scale alpha / r is that of `lora`.
+    """
+    if isinstance(lora, Prompts):
+        return lora.files(weights)
+    rank = next(len(value) for name, value in load_safetensors(weights).items() if "lora_A" in name)
+    scale = lora.alpha if rank == lora.r else lora.alpha / lora.r * rank
+    config = lora.config().to_dict() | {"r": rank, "lora_alpha": scale, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return {ADAPTER_CONFIG: json.dumps(plain, indent=1, sort_keys=True).encode(), ADAPTER_WEIGHTS: weights}
 
 
 def from_files(files: Mapping[str, bytes]) -> Params:
-    """The adapter tensors in a PEFT folder's files.  Raises NotFinite."""
-    params: Params = load_safetensors(files[ADAPTER_WEIGHTS])
+    """The adapter tensors in a PEFT folder's files, or a pool's in its own.  Raises NotFinite."""
+    params: Params = load_safetensors(files[PROMPTS_WEIGHTS if PROMPTS_WEIGHTS in files else ADAPTER_WEIGHTS])
     check_finite(params)
     return params
 

@@ -28,8 +28,8 @@ class StepLog:
 
     loss: float
     """Mean task loss of the batch, without penalty."""
-    penalty: float
-    """The strategy's penalty, 0 where it has none."""
+    penalty: Mapping[str, float]
+    """The strategy's terms, weighted, by name."""
     grad_norm: float
     """Norm of the guided gradient, before clipping."""
 
@@ -51,8 +51,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     current: Params = dict(params)
     loss = loss_of()
-    penalty = strategy.penalty(current, plan)
-    (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    terms = strategy.penalty(current, plan)
+    sum(terms.values(), loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     grads = strategy.guide(
         {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}, current, plan, draw
     )
@@ -62,7 +62,7 @@ def train_step(
     if not torch.isfinite(norm + loss.detach()):
         raise NotFinite(f"loss {loss.item()}, gradient norm {norm.item()}: the window is abandoned before the update")
     _update(params, optimizer, strategy, plan)
-    return StepLog(loss.item(), 0.0 if penalty is None else penalty.item(), norm.item())
+    return StepLog(loss.item(), {name: value.item() for name, value in terms.items()}, norm.item())
 
 
 def _update(

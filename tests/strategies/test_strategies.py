@@ -1,4 +1,4 @@
-"""Claims that hold for every strategy, and DGG's own, in float64 on a quadratic that plays the probe."""
+"""Claims that hold for every strategy, and DGG's own, in float64 on small problems that play the probe."""
 
 from __future__ import annotations
 
@@ -7,91 +7,90 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
+from quadratics import Linear, Quadratic, State, adapter, learn
 from torch import Tensor, nn
 
 from streamcl.errors import ConfigError, NotFinite
 from streamcl.store.memory import TaskMemory
-from streamcl.strategies import DGG, KINDS, Params, Strategy
+from streamcl.strategies import DGG, KINDS, HiFGO, Params, Strategy
 from streamcl.train.step import train_step
 
-STRATEGIES = [kind() for kind in KINDS.values()]
+STRATEGIES = {name: kind() for name, kind in KINDS.items()} | {
+    "hifgo, weights": HiFGO(space="weights"),
+    "hifgo, dagger": HiFGO(dagger=True),
+    "hifgo, chained": HiFGO(chain=True),
+    "hifgo, once a task": HiFGO(per="task"),
+}
+every = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
 
-class Quadratic:
-    """Task with loss ½‖θ − centre‖², which is also its own probe."""
-
-    def __init__(self, *centres: float) -> None:
-        self.centre = torch.tensor(centres, dtype=torch.float64)
-
-    def loss(self, params: dict[str, nn.Parameter]) -> Tensor:
-        return 0.5 * sum(((value - self.centre) ** 2).sum() for value in params.values())
-
-    def gradient(self, params: Params) -> Params:
-        return {name: value.detach() - self.centre for name, value in params.items()}
-
-    def replay_gradient(self, params: Params) -> Params | None:
-        return None
+def same(ours: Params, theirs: Params) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def start(*values: float) -> dict[str, nn.Parameter]:
-    return {"w": nn.Parameter(torch.tensor(values, dtype=torch.float64))}
+def two_tasks(strategy: Strategy) -> State:
+    return learn(strategy, Linear.task(2), learn(strategy, Linear.task(1)), seed=1)
 
 
-def learn(strategy: Strategy, task: Quadratic, params: dict[str, nn.Parameter], memory: TaskMemory, *, steps: int = 60,
-          lr: float = 0.05, seed: int = 0) -> TaskMemory:  # fmt: skip
-    """Trains `params` on `task`, in place, and consolidates."""
-    for stage in strategy.stages:
-        plan = strategy.prepare(stage, dict(params), memory, task)
-        optimizer = torch.optim.AdamW(params.values(), lr=lr, weight_decay=0.01)
-        for step in range(steps):
-            draw = torch.Generator().manual_seed(seed * 1000 + step)
-            train_step(lambda: task.loss(params), params, optimizer, strategy=strategy, plan=plan, draw=draw, clip=1e9)
-    return strategy.consolidate({name: value.detach() for name, value in params.items()}, memory, task)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=KINDS)
+@every
 def test_a_strategy_is_a_value(strategy: Strategy) -> None:
     assert pickle.loads(pickle.dumps(strategy)) == strategy
     with pytest.raises(FrozenInstanceError):
         setattr(strategy, fields(strategy)[0].name, 1)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=KINDS)
+@every
 def test_the_first_task_equals_fine_tuning(strategy: Strategy) -> None:
-    ours, plain = start(1.0, -2.0), start(1.0, -2.0)
-    learn(strategy, Quadratic(3.0, 3.0), ours, TaskMemory())
-    learn(Strategy(), Quadratic(3.0, 3.0), plain, TaskMemory())
-    assert torch.equal(ours["w"], plain["w"])
+    ours, plain = (learn(one, Linear.task(1)) for one in (strategy, Strategy()))
+    assert same(ours.params, plain.params)
+    assert same(ours.served, plain.served)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=KINDS)
+@every
 def test_training_is_deterministic_and_state_survives_save_and_load(strategy: Strategy) -> None:
-    results = []
-    for reload in (False, True):
-        params = start(0.0, 0.0)
-        memory = learn(strategy, Quadratic(1.0, 0.0), params, TaskMemory())
-        if reload:
-            memory = TaskMemory.from_bytes(memory.to_bytes())
-        learn(strategy, Quadratic(0.0, 1.0), params, memory, seed=1)
-        results.append(params["w"].detach().clone())
-    assert torch.equal(*results)
+    straight, first = two_tasks(strategy), learn(strategy, Linear.task(1))
+    loaded = replace(first, memory=TaskMemory.from_bytes(first.memory.to_bytes()))
+    resumed = learn(strategy, Linear.task(2), loaded, seed=1)
+    assert same(straight.params, resumed.params)
+    assert same(straight.served, resumed.served)
+    assert straight.memory.to_bytes() == resumed.memory.to_bytes()
+    assert not same(straight.served, first.served)  # there was something to learn
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=KINDS)
-def test_arguments_are_not_changed(strategy: Strategy) -> None:
-    task, params = Quadratic(1.0, 0.0), start(0.5, 0.5)
-    memory = strategy.consolidate({"w": params["w"].detach() - 1}, TaskMemory(), task)
-    kept = {group: {name: value.clone() for name, value in part.items()} for group, part in memory.tensors.items()}
-    plan = strategy.prepare(strategy.stages[0], dict(params), memory, task)
-    grads, update = {"w": torch.ones(2, dtype=torch.float64)}, {"w": torch.ones(2, dtype=torch.float64)}
-    before = params["w"].detach().clone()
-    strategy.guide(grads, dict(params), plan, torch.Generator().manual_seed(0))
-    strategy.project(update, plan)
-    strategy.consolidate({"w": params["w"].detach()}, memory, task)
-    assert torch.equal(params["w"], before)
-    assert torch.equal(grads["w"], torch.ones(2, dtype=torch.float64))
-    assert torch.equal(update["w"], torch.ones(2, dtype=torch.float64))
-    assert all(torch.equal(kept[g][n], memory.tensors[g][n]) for g in kept for n in kept[g])
+@every
+@pytest.mark.parametrize("closes", [True, False])
+def test_arguments_are_not_changed(strategy: Strategy, closes: bool) -> None:
+    task, memory, params = Linear.task(3), two_tasks(strategy).memory, adapter(7)
+    ones = {name: torch.ones_like(value) for name, value in params.items()}
+    before = pickle.dumps((memory, params, ones))
+    strategy.begin(params, ones, memory)
+    strategy.frozen(memory)
+    for stage in strategy.stages(memory, closes_task=closes):
+        plan = strategy.prepare(stage, params, memory, task)
+        planned = pickle.dumps(plan)
+        strategy.penalty(params, plan)
+        strategy.guide(ones, params, plan, torch.Generator().manual_seed(0))
+        strategy.project(ones, plan)
+        strategy.leak(ones, plan)
+        strategy.served(params, memory, closes_task=closes)
+        strategy.consolidate(params, memory, task, plan, closes_task=closes)
+        assert pickle.dumps(plan) == planned
+    assert pickle.dumps((memory, params, ones)) == before
+
+
+@every
+def test_a_task_of_two_windows_goes_on_where_it_was_and_an_empty_last_one_changes_no_adapter(
+    strategy: Strategy,
+) -> None:
+    task, before = Linear.task(2), learn(strategy, Linear.task(1))
+    half = learn(strategy, task.part(0, 0.5), before, closes_task=False, seed=1)
+    assert same(strategy.begin(half.served, task.fresh(1), half.memory), half.params)
+    whole = learn(strategy, task.part(0.5, 1), half, seed=1)
+    assert not same(whole.params, half.params)
+    ended = learn(strategy, replace(task, x_NI=task.x_NI[:0], y_NO=task.y_NO[:0]), half, seed=1)
+    assert same(ended.params, half.params)
+    if strategy != HiFGO(per="task"):  # which has nothing to publish before stage 2
+        assert same(ended.served, half.served)
 
 
 def guided(g: float, **settings: object) -> Tensor:
@@ -121,12 +120,9 @@ def test_no_way_back_is_no_guidance() -> None:
 
 
 def test_alpha_zero_is_plain_training_bit_for_bit() -> None:
-    ours, plain = start(0.0, 0.0), start(0.0, 0.0)
-    memory = learn(DGG(alpha=0.0), Quadratic(1.0, 0.0), ours, TaskMemory())
-    learn(DGG(alpha=0.0), Quadratic(0.0, 1.0), ours, memory)
-    for task in (Quadratic(1.0, 0.0), Quadratic(0.0, 1.0)):
-        learn(Strategy(), task, plain, TaskMemory())
-    assert torch.equal(ours["w"], plain["w"])
+    ours, plain, always = (two_tasks(strategy) for strategy in (DGG(alpha=0.0), Strategy(), DGG(alpha=1.0)))
+    assert same(ours.served, plain.served)
+    assert not same(always.served, plain.served)
 
 
 def test_steps_are_guided_as_often_as_alpha_says() -> None:
@@ -141,12 +137,10 @@ def test_steps_are_guided_as_often_as_alpha_says() -> None:
 
 def test_on_its_way_to_the_new_task_guidance_stays_nearer_to_the_old_one() -> None:
     """The old optimum is (1, 0), the new (0, 1). Guidance fades with the gradient, so only the way there differs."""
-    old = {}
+    old, task = {}, Quadratic(1.0, 0.0)
     for strategy in (Strategy(), DGG(alpha=1.0)):
-        params = start(0.0, 0.0)
-        memory = learn(strategy, Quadratic(1.0, 0.0), params, TaskMemory(), steps=400)
-        learn(strategy, Quadratic(0.0, 1.0), params, memory, steps=15)
-        old[type(strategy)] = Quadratic(1.0, 0.0).loss(params).item()
+        state = learn(strategy, Quadratic(0.0, 1.0), learn(strategy, task, steps=400), steps=15)
+        old[type(strategy)] = task.loss(state.served).item()
     assert old[DGG] < 0.85 * old[Strategy]
     assert old[Strategy] > 0.2  # without guidance much of the old task is gone by then
 
@@ -158,7 +152,7 @@ def test_an_impossible_probability_is_refused(alpha: float) -> None:
 
 
 class Outside(Strategy):
-    """Keeps updates out of the direction (1, 0): the projection that later strategies do."""
+    """Keeps updates out of the direction (1, 0): a projection in its smallest form."""
 
     projects = True
 
@@ -176,17 +170,17 @@ class OutsideGradient(Strategy):
 def test_projected_updates_never_enter_the_protected_direction_and_projected_gradients_do() -> None:
     moved = {}
     for strategy in (Outside(), OutsideGradient()):
-        params = start(2.0, 0.0)
-        learn(strategy, Quadratic(0.0, 1.0), params, TaskMemory(), steps=100)
-        moved[type(strategy)] = abs(params["w"][0].item() - 2.0)
-        assert params["w"][1].item() > 0.5
+        here = State({"w": torch.tensor([2.0, 0.0], dtype=torch.float64)})
+        w = learn(strategy, Quadratic(0.0, 1.0), here, steps=100).params["w"]
+        moved[type(strategy)] = abs(w[0].item() - 2.0)
+        assert w[1].item() > 0.5
     assert moved[Outside] == 0.0
     assert moved[OutsideGradient] > 1e-3
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_any_parameter_changes(poison: float) -> None:
-    params = start(1.0, 2.0)
+    params = {"w": nn.Parameter(torch.tensor([1.0, 2.0]))}
     optimizer = torch.optim.AdamW(params.values(), lr=0.1)
     with pytest.raises(NotFinite, match="before the update"):
         train_step(
