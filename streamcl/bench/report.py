@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantile of Student's t for 1, 2, … degrees of freedom."""
 PACKAGES = ("torch", "ray", "transformers", "peft", "pyarrow", "numpy")
 
 
@@ -51,6 +54,13 @@ def about(*, seeds: Sequence[int], packages: Iterable[str] = PACKAGES) -> dict[s
             **{name: importlib.metadata.version(name) for name in packages},
         },
     }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and the half-width of its 95 % interval (Student's t, at most ten values); 0 for one value."""
+    n = len(values)
+    half = STUDENT[n - 2] * statistics.stdev(values) / n**0.5 if n > 1 else 0.0
+    return statistics.fmean(values), half
 
 
 def save(name: str, about: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> Path:

@@ -1,0 +1,208 @@
+"""Every strategy through the same real tasks: Last, Avg, Imd, BWT, FWT, forgetting, seconds and memory, with intervals.
+
+    python -m streamcl.bench.continual --quick      # one seed, one order, the main strategies
+    python -m streamcl.bench.continual              # two orders, three seeds, and the papers' ablations
+
+A cell (strategy, order, seed) is one process with one thread and is kept by the digest of what determines it: a bench
+that was interrupted goes on. Accuracy is exact match of the greedy answer; intervals (95 %, Student's t) are over
+cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from streamcl.bench.continual_cell import Cell
+from streamcl.bench.report import interval
+
+COMMAND = "python -m streamcl.bench.continual"
+SHOWN = ("last", "avg", "imd", "bwt", "fwt", "forgetting", "train_s", "memory_mb", "replay_rows", "served_mb")
+BUFFER = 16
+"""Replay rows kept of a task: a tenth of its samples."""
+REPLAY = {"replay_rows": 7 * BUFFER}
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table."""
+
+    label: str
+    strategy: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    def cell(self, order: str, seed: int) -> Cell:
+        return Cell(
+            self.strategy, self.settings, order=order, seed=seed, rows=10 * BUFFER, buffer=BUFFER, train=self.train
+        )
+
+
+PROMPTS = {"lr": 0.05}
+"""Prompts learn at other rates than weights."""
+MAIN = [
+    Entry("finetune", "finetune"),
+    Entry("ewc", "ewc"),
+    Entry("olora", "olora"),
+    Entry("fwd_prompt", "fwd_prompt", train=PROMPTS),
+    Entry("hifgo", "hifgo"),
+    Entry("replay", "replay", REPLAY),
+    Entry("dgg", "dgg", REPLAY),
+    Entry("joint", "joint"),
+]
+ABLATIONS = [
+    Entry("hifgo, no norm", "hifgo", {"norm": 0.0}),
+    Entry("hifgo, one stage", "hifgo", {"two_stages": False}),
+    Entry("hifgo, to parameters", "hifgo", {"to": "parameters"}),
+    Entry("dgg, no buffer", "dgg", {"replay_rows": 0}),
+    Entry("dgg, no clip", "dgg", {**REPLAY, "scaled": False}),
+    Entry("dgg, no Bernoulli", "dgg", {**REPLAY, "alpha": 1.0}),
+    Entry("fwd_prompt, no projection", "fwd_prompt", {"projection": "none"}, PROMPTS),
+    Entry("fwd_prompt, residual", "fwd_prompt", {"projection": "residual"}, PROMPTS),
+    Entry("fwd_prompt, by gradient", "fwd_prompt by gradient", train=PROMPTS),
+    Entry("hifgo, chained", "hifgo", {"chain": True, "norm": 0.3}),
+    Entry("hifgo, dagger", "hifgo", {"dagger": True}),
+]
+CELLS = (("a", 0), ("b", 1), ("a", 2))
+"""Order and seed of each cell of a line."""
+Job = tuple[Entry, Cell]
+
+
+def jobs(*, quick: bool) -> list[Job]:
+    """The cells of a form, table by table, so that an interrupted bench has whole tables."""
+    if quick:
+        return [(line, line.cell("a", 0)) for line in MAIN]
+    whole = [(line, line.cell(order, seed)) for order, seed in CELLS for line in MAIN]
+    return whole + [(line, line.cell(order, seed)) for order, seed in CELLS for line in ABLATIONS]
+
+
+def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
+    """Each cell's result; those in the cache are not run again. Ctrl-C ends the processes."""
+    missing = [job for job in todo if not _path(cache, job[1]).exists()]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress, contextlib.ExitStack() as stack:
+        bar = progress.add_task("cells", total=len(missing))
+        running: list[tuple[Job, subprocess.Popen[str]]] = []
+        while missing or running:
+            while missing and len(running) < workers:
+                job = missing.pop(0)
+                running.append((job, stack.enter_context(_started(job[1], cache))))
+                progress.update(bar, description=f"{job[0].label}, order {job[1].order}, seed {job[1].seed}")
+            time.sleep(0.5)
+            for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                running.remove((job, process))
+                _finish(job, process, cache)
+                progress.advance(bar)
+    return [{"label": line.label, **json.loads(_path(cache, cell).read_text())} for line, cell in todo]
+
+
+def _path(cache: Path, cell: Cell) -> Path:
+    return cache / f"{cell.digest}.json"
+
+
+@contextlib.contextmanager
+def _started(cell: Cell, cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """The cell's process, ended on the way out."""
+    asked = cache / f"{cell.digest}.cell"
+    asked.write_text(json.dumps(asdict(cell)))
+    one = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "streamcl.bench.continual_cell", str(asked)]
+    answer = _path(cache, cell).with_suffix(".part")
+    with answer.open("w") as sink, asked.with_suffix(".log").open("w") as errors:
+        process = subprocess.Popen(command, stdout=sink, stderr=errors, text=True, env={**os.environ, **one})
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _finish(job: Job, process: subprocess.Popen[str], cache: Path) -> None:
+    """Keeps a finished cell's answer.  Raises RuntimeError when its process failed."""
+    path = _path(cache, job[1])
+    if process.returncode:
+        log = path.with_suffix(".log").read_text()[-2000:]
+        raise RuntimeError(
+            f"{job[0].label}, order {job[1].order}, seed {job[1].seed} ended with {process.returncode}:\n{log}"
+        )
+    path.with_suffix(".part").rename(path)
+
+
+def rows_of(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """One row a line of the table: mean and half-width of everything shown, and the cells it rests on."""
+    labels: dict[str, list[Result]] = {}
+    for result in results:
+        labels.setdefault(result["label"], []).append(result)
+    rows = []
+    for label, cells in labels.items():
+        figures = {
+            name: interval([cell[name] for cell in cells]) for name in SHOWN if all(name in cell for cell in cells)
+        }
+        rows.append({"label": label, "cells": len(cells), "leak": max(cell["leak"] for cell in cells), **figures})
+    return rows
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table: accuracy in points."""
+    table = Table("strategy", "cells", *SHOWN, title="mean ± half-width of the 95 % interval")
+    for row in rows:
+        cells = [_cell(name, row.get(name)) for name in SHOWN]
+        table.add_row(row["label"], str(row["cells"]), *cells)
+    return table
+
+
+def _cell(name: str, figure: tuple[float, float] | None) -> str:
+    if figure is None:
+        return ""
+    scale = 1.0 if name in ("train_s", "memory_mb", "replay_rows", "served_mb") else 100.0
+    mean, half = figure[0] * scale, figure[1] * scale
+    return f"{mean:.1f} ± {half:.1f}" if half else f"{mean:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, one order; nothing is written to results/")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-continual")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    asked = parser.parse_args()
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    results = run(jobs(quick=asked.quick), asked.cache, workers=asked.workers)
+    rows = rows_of(results)
+    if asked.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        Console(width=200).print(shown(rows))
+    if not asked.quick:
+        from streamcl.bench.continual_claims import publish
+
+        publish(results, rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

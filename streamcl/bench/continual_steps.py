@@ -1,0 +1,146 @@
+"""What a strategy adds to a training step: paired steps on the same batch, in random order, on the shipped base.
+
+python -m streamcl.bench.continual_steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from streamcl import zoo
+from streamcl.bench.continual_cell import TRAIN
+from streamcl.bench.report import Claim
+from streamcl.store.memory import TaskMemory
+from streamcl.strategies import DGG, FwdPrompt, HiFGO, Params, Stage, Strategy
+from streamcl.strategies.fwd_prompt import OLD, orth
+from streamcl.train.batch import Encoder, Row, to_rows
+from streamcl.train.loop import Learning, TrainConfig
+from streamcl.train.model import LoRA, ModelConfig, added, fresh, grow, load_base
+from streamcl.train.probe import WindowProbe
+from streamcl.train.prompts import Prompts
+from streamcl.train.step import train_step
+
+COMMAND = "python -m streamcl.bench.continual_steps"
+TASKS = 8
+"""Finished tasks in memory."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy whose steps are compared with plain ones of the same adapter."""
+
+    label: str
+    strategy: Strategy
+    bar: float
+    """Largest ratio of step times."""
+
+    @property
+    def form(self) -> LoRA | Prompts:
+        return Prompts() if self.strategy.adapter == "prompts" else LoRA(r=16, alpha=32)
+
+
+CASES = (
+    Case("dgg", DGG(), 1.02),
+    Case("dgg, every step guided", DGG(alpha=1.0), 1.02),
+    Case("hifgo, stage 2", HiFGO(), 1.05),
+    Case("hifgo, dagger, stage 2", HiFGO(dagger=True), 1.05),
+    Case("fwd_prompt", FwdPrompt(), 1.05),
+)
+
+
+def learning_of(form: LoRA | Prompts, *, rows: int) -> tuple[Learning, list[Row]]:
+    """The shipped base under an untrained adapter, and some samples."""
+    base = load_base(ModelConfig(zoo.resolve("zoo:small"), register="streamcl.zoo.tower"))
+    base.model.set_attn_implementation({"text_config": "eager"})
+    samples = zoo.load_task("animals", "train").slice(0, rows).combine_chunks().to_batches()[0]
+    encoded = to_rows(Encoder(base).encode(samples).batch)
+    pad_id = base.processor.tokenizer.pad_token_id
+    return Learning(grow(base, form, seed=0), pad_id=pad_id, config=TrainConfig(**TRAIN)), encoded
+
+
+def remembered(strategy: Strategy, params: Params) -> TaskMemory:
+    """A memory of TASKS tasks that has what `strategy` looks for."""
+    draw = torch.Generator().manual_seed(0)
+    old = [{n: 0.02 * torch.randn(p.shape, generator=draw) for n, p in params.items()} for _ in range(TASKS)]
+    if isinstance(strategy, HiFGO):
+        return TaskMemory({f"adapter/{number}": adapter for number, adapter in enumerate(old)})
+    if isinstance(strategy, FwdPrompt):
+        widths = {name: value.shape[-1] for name, value in params.items()}
+        return TaskMemory({OLD: {n: orth(torch.randn(d, d // 2, generator=draw)) for n, d in widths.items()}})
+    return TaskMemory({"anchor": old[0]})
+
+
+def ratios(case: Case, learning: Learning, rows: Sequence[Row], *, pairs: int, seed: int) -> list[tuple[float, float]]:
+    """Processor seconds of a plain step and of one with the strategy, for each pair; one more pair warms up."""
+    memory, params, size = remembered(case.strategy, dict(learning.params)), learning.params, learning.config.batch_size
+    probe = WindowProbe(learning.model, params, rows[:size], [], pad_id=learning.pad_id, size=size)
+    plan, dice = case.strategy.prepare(Stage(), dict(params), memory, probe), random.Random(seed)
+    sides = [
+        (s, p, torch.optim.AdamW(params.values(), lr=1e-4)) for s, p in [(Strategy(), None), (case.strategy, plan)]
+    ]
+    seconds: list[tuple[float, float]] = []
+    with added(learning.model, case.strategy.frozen(memory)):
+        for number in range(pairs + 1):
+            batch, took = dice.sample(list(rows), size), [0.0, 0.0]
+            for side in dice.sample([0, 1], 2):
+                strategy, planned, optimizer = sides[side]
+                began = time.process_time()
+                train_step(lambda batch=batch: learning.mean_loss(batch), params, optimizer, strategy=strategy,  # type: ignore[misc]  # a bound default
+                           plan=planned, draw=torch.Generator().manual_seed(number), clip=1.0)  # fmt: skip
+                took[side] = time.process_time() - began
+            seconds.append((took[0], took[1]))
+    return seconds[1:]
+
+
+def median(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and its 95 % interval, from order statistics."""
+    ranked, n = sorted(values), len(values)
+    half = 0.98 * n**0.5
+    return statistics.median(ranked), ranked[max(0, int(n / 2 - half))], ranked[min(n - 1, int(n / 2 + half))]
+
+
+def measure(*, pairs: int = 60, seed: int = 0) -> tuple[list[dict[str, Any]], list[Claim]]:
+    """Rows and claims of all cases."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows, claims = [], []
+    for form in dict.fromkeys(case.form for case in CASES):
+        learning, samples = learning_of(form, rows=64)
+        untrained = fresh(learning.params, seed=0)
+        for case in (case for case in CASES if case.form == form):
+            learning.start(untrained, strategy=Strategy(), memory=TaskMemory(), seed=0)
+            seconds = ratios(case, learning, samples, pairs=pairs, seed=seed)
+            middle, low, high = median([ours / plain for plain, ours in seconds])
+            plain = statistics.median(plain for plain, _ in seconds)
+            rows.append({"step": case.label, "ratio": middle, "low": low, "high": high, "plain_ms": 1e3 * plain,
+                         "pairs": pairs, "tasks": TASKS, "seed": seed})  # fmt: skip
+            against = "plain prompt tuning" if case.strategy.adapter == "prompts" else "plain LoRA"
+            claims.append(
+                Claim(
+                    "2.4", f"step time of {case.label}, {TASKS} old tasks, against {against}; median of {pairs} pairs",
+                    f"<= {case.bar}", f"{middle:.3f} [{low:.3f}, {high:.3f}]", middle <= case.bar, COMMAND,
+                )
+            )  # fmt: skip
+    torch.set_num_threads(threads)
+    return rows, claims
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--pairs", type=int, default=60)
+    rows, claims = measure(pairs=parser.parse_args().pairs)
+    print(json.dumps({"rows": rows, "claims": [dataclasses.asdict(claim) for claim in claims]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
