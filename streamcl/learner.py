@@ -73,18 +73,14 @@ class Learner:
         start_ray(self.config)
         runtime = Runtime(self.config, log, key=reservoir_key(self.config, store), owner=owner)
         try:
-            yield from self._loop(runtime, watch)
+            yield from self._loop(runtime, controller_of(self.config), watch)
         finally:
             self.serving = False
             self.seconds |= {"swap": sum(runtime.swap_s), "wall": time.monotonic() - started}
             runtime.close()
 
-    def _loop(self, runtime: Runtime, watch: Callable[[object], None]) -> Iterator[Learned]:
+    def _loop(self, runtime: Runtime, controller: Controller, watch: Callable[[object], None]) -> Iterator[Learned]:
         """Events in, actions out, until Finish."""
-        config = self.config
-        controller = Controller(
-            config.detector.build(), window=config.window, replay_rows=config.strategy.replay_rows, seed=config.seed
-        )
         recovered = runtime.recover()
         actions = controller.restore(*recovered) if recovered else controller.handle(e.Ticked(0.0))
         events = runtime.events()
@@ -109,6 +105,13 @@ class Learner:
 def load(path: str | Path, *overrides: str) -> Learner:
     """The learner of a YAML file, with `key.sub=value` overrides.  Raises ConfigError."""
     return Learner(configuration.load(path, overrides))
+
+
+def controller_of(config: Config) -> Controller:
+    """A new controller with the settings of `config`."""
+    return Controller(
+        config.detector.build(), window=config.window, replay_rows=config.strategy.replay_rows, seed=config.seed
+    )
 
 
 def resolve(config: Config) -> Config:

@@ -87,7 +87,7 @@ class Replay:
     def freeze(self, action: Freeze) -> Drawn:
         """Takes in the window's rows, then draws for it: replay of other tasks, held-out rows of every known one."""
         window, samples = action.window, self.config.evaluate.samples
-        taken = ray.get([actor.take.remote(action.offer) for actor in self.actors])
+        taken = self.take(action.offer)
         whole = empty(self.config, self.key)
         for _, data in taken:
             part = empty(self.config, self.key)
@@ -98,6 +98,10 @@ class Replay:
             {task: tuple(whole.heldout(task, samples, 0)) for task in window.known},
             {f"{PREFIX}{index}": ref for index, (ref, _) in enumerate(taken)},
         )
+
+    def take(self, offer: Offer) -> list[tuple[Ref, bytes]]:
+        """Every shard takes in its rows: the shards after it, stored, and their bytes."""
+        return list(ray.get([actor.take.remote(offer) for actor in self.actors]))
 
     def pids(self) -> list[int]:
         """The shards' processes."""

@@ -13,7 +13,7 @@ import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -28,14 +28,17 @@ from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
 from streamcl.config import Config
+from streamcl.registry import upkeep
 from streamcl.registry.log import Log, Record
 from streamcl.registry.versions import Registry
-from streamcl.stream.deadletter import to_jsonl
+from streamcl.stream.deadletter import ring
 from streamcl.train.model import base_digest, to_files
-from streamcl.types import Ref, Version, Window
+from streamcl.types import DeadLetter, Ref, Version, Window
 
 TICK_S = 0.5
 """How often the controller hears the time when nothing else happens."""
+COLLECT_EVERY = 32
+"""Versions between two collections of what the store does not need any more."""
 READER_DEATHS = 3
 """How often in a row the reader may die without having read anything."""
 
@@ -64,6 +67,7 @@ class Runtime:
         """`key`: the reservoir's secret. `owner`: unique for this start of the learner. Ray must be running."""
         self.config, self.log, self.key = config, log, key
         self.registry = Registry(log, config.name)
+        self.recovered = upkeep.recover(self.registry)  # first: shards begin with what the log's head has
         self.base_digest = base_digest(config.model.path)
         self.inbox: queue.Queue[Callable[[], list[e.Event]]] = queue.Queue()
         self.resume: Mapping[str, int] = {}
@@ -80,7 +84,7 @@ class Runtime:
 
     def recover(self) -> tuple[Mapping[str, Any], Window | None] | None:
         """State and window in training at the newest valid commit, or None for a new run. Repairs the alias pointer."""
-        record = self.log.recover()
+        record = self.recovered
         refs = record.state.get("refs") if record else None
         if record is None or not refs:
             return None
@@ -188,7 +192,7 @@ class Runtime:
         self._later(self.trainer.submit(window).future(), lambda done: [_trained(window, done.result())])
 
     def _publish(self, window: Window, result: e.TrainResult) -> None:
-        files = to_files(self.config.model.lora, self.log.get_object(result.adapter))
+        files = to_files(self.config.form, self.log.get_object(result.adapter))
         extra = {name: getattr(result, name) for name in ("before", "loss", "steps", "seconds", "memory")}
         kept = {name: ref for name, ref in self._refs().items() if not name.startswith("memory/")}
         refs = {**kept, **{f"memory/{shard}": ref for shard, ref in enumerate(result.memory or ())}}
@@ -202,6 +206,8 @@ class Runtime:
             extra={**extra, "closes_task": window.closes_task, "index": window.index},
         )
         self.registry.promote(version.number, why=f"window {window.id} of {window.task}")
+        if version.number % COLLECT_EVERY == 0:
+            upkeep.collect(self.registry, keep=self.config.store.keep)
         self.inbox.put(lambda: [e.Published(version, result.memory)])
 
     def _swap(self, version: Version) -> Version:
@@ -252,13 +258,19 @@ class Runtime:
             "watermark": checkpoint.watermark,
             "training": checkpoint.training,
             "refs": {**kept, **refs, "learner": learner},
-            "dead": None,
         }
-        if checkpoint.dead:
-            day = time.strftime("%Y-%m-%d", time.gmtime())
-            key = self.log.store.put_unique(f"deadletter/{day}", to_jsonl(checkpoint.dead), "jsonl")
-            state["dead"] = {"key": key, "count": len(checkpoint.dead)}
+        return bury(self.log, state, checkpoint.dead)
+
+
+def bury(log: Log, state: dict[str, Any], letters: Sequence[DeadLetter]) -> dict[str, Any]:
+    """`state` with these dead letters after those that its `refs` have; the oldest may give way, and are counted."""
+    if not letters:
         return state
+    head, refs = log.head(), state["refs"]
+    before = (head.state.get("dropped") or 0) if head else 0
+    kept, dropped = ring(log.get_object(refs["dead"]) if "dead" in refs else b"", letters)
+    dead = log.put_object("dead", kept, "jsonl")
+    return {**state, "refs": {**refs, "dead": dead}, "dropped": before + dropped}
 
 
 def _trained(window: Window, result: e.TrainResult | str) -> e.Event:

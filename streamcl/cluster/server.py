@@ -17,7 +17,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from streamcl.config import Config
-from streamcl.errors import ConfigError
+from streamcl.errors import ConfigError, StoreError
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
@@ -72,7 +72,7 @@ class Replica:
         await asyncio.to_thread(self.engine.check)
         try:
             await self.follow()
-        except OSError as error:  # the store is away: go on answering with the last good version
+        except (OSError, StoreError) as error:  # the store is away: go on answering with the last good version
             log.warning("the registry cannot be read, the last good version goes on answering: %s", error)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -28,7 +29,8 @@ from streamcl.train.step import StepLog
 from streamcl.types import Window
 
 WORKER_FAILURES = 20
-"""How often a worker group may die before the run gives up: kills are survived, a broken installation is not hidden."""
+"""How often a worker group, or the controller of one, may die before the run gives up: kills are survived, a broken
+installation is not hidden."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Desk:
         self.results: dict[int, TrainResult | str] = {}
         self.progress: Progress | None = None
         self.released = True
+        self.group: Any = None
         self.changed = asyncio.Condition()
 
     async def submit(self, window: Window) -> bool:
@@ -60,6 +63,14 @@ class Desk:
             there, self.released = not self.released, False
             self.changed.notify_all()
         return there
+
+    async def enter(self, group: Any) -> None:
+        """Workers are there, in this placement group."""
+        self.group = group
+
+    async def entered(self) -> Any:
+        """The placement group of the workers who came last; None before the first."""
+        return self.group
 
     async def next(self, done: int | None) -> Window | None:
         """The window to train after `done`, the same for every rank; None: stop, nothing came for `idle_s`."""
@@ -143,8 +154,27 @@ class Trainer:
             self.thread.join(timeout_s)
 
     def _fit(self, name: str) -> None:
+        """Runs workers until they go home. When a run's controller dies, another run takes the window up."""
+        for attempt in range(WORKER_FAILURES):
+            try:
+                self._run(f"{name}-{attempt}").fit()
+            except ray.train.TrainingFailedError as error:
+                self.error = error
+            except ray.exceptions.RayActorError as error:
+                self.error = error if attempt == WORKER_FAILURES - 1 else None
+                self._free()
+                continue
+            return
+
+    def _free(self) -> None:
+        """Takes back what a dead controller held: without its dashboard Ray would keep it reserved."""
+        group = ray.get(self.desk.entered.remote())
+        if group is not None:
+            ray.util.remove_placement_group(group)
+
+    def _run(self, name: str) -> Any:
         train = self.config.train
-        trainer = ray.train.torch.TorchTrainer(
+        return ray.train.torch.TorchTrainer(
             work,
             train_loop_config={"config": self.config, "desk": self.desk, "memory": self.memory},
             scaling_config=ray.train.ScalingConfig(
@@ -158,10 +188,6 @@ class Trainer:
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
             ),
         )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            self.error = error
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -174,6 +200,7 @@ def work(settings: dict[str, Any]) -> None:
     worker = Worker(
         config, settings["memory"], world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model
     )
+    ray.get(desk.enter.remote(ray.util.get_current_placement_group()))
     done: int | None = None
     while (window := ray.get(desk.next.remote(done))) is not None:
         result: TrainResult | str | None

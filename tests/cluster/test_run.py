@@ -59,10 +59,9 @@ def test_bad_samples_are_dead_letters_with_reasons_and_all_others_are_learned(fi
     assert counters["dead"] == 3
     assert counters["accepted"] == 2 * TRAIN + 1
     assert counters["in"] == sum(counters[fate] for fate in ("accepted", "dup", "late", "dead", "pending"))
-    keys = [record.state["dead"]["key"] for record in log.records() if record.state.get("dead")]
-    letters = {
-        letter.id: letter.reason for key in dict.fromkeys(keys) for letter in from_jsonl(log.store.get(key) or b"")
-    }
+    head = log.head()
+    assert head is not None
+    letters = {letter.id: letter.reason for letter in from_jsonl(log.get_object(head.state["refs"]["dead"]))}
     assert {id: reason.split(":")[0] for id, reason in letters.items()} == {
         "bad/truncated": "image",
         "bad/unanswered": "answer",
