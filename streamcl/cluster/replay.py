@@ -6,7 +6,7 @@ A window's draw is made of all shards' rows together and seeded by the window: i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,21 @@ def empty(config: Config, key: bytes) -> Reservoir:
     return Reservoir(settings.capacity, key=key, heldout=settings.heldout, per_source=settings.per_source)
 
 
+def joined(config: Config, key: bytes, shards: Iterable[bytes]) -> Reservoir:
+    """The whole reservoir that these are the shards of."""
+    whole = empty(config, key)
+    for data in shards:
+        part = empty(config, key)
+        part.restore(data)
+        whole.merge(part)
+    return whole
+
+
 def committed(log: Log, config: Config, key: bytes) -> Reservoir:
     """The whole reservoir as the log's head has it."""
-    whole = empty(config, key)
     head = log.head()
-    for name, ref in (head.state.get("refs", {}) if head else {}).items():
-        if name.startswith(PREFIX):
-            part = empty(config, key)
-            part.restore(log.get_object(ref))
-            whole.merge(part)
-    return whole
+    refs = head.state.get("refs", {}) if head else {}
+    return joined(config, key, [log.get_object(ref) for name, ref in refs.items() if name.startswith(PREFIX)])
 
 
 class ReplayShard:
@@ -88,11 +93,7 @@ class Replay:
         """Takes in the window's rows, then draws for it: replay of other tasks, held-out rows of every known one."""
         window, samples = action.window, self.config.evaluate.samples
         taken = self.take(action.offer)
-        whole = empty(self.config, self.key)
-        for _, data in taken:
-            part = empty(self.config, self.key)
-            part.restore(data)
-            whole.merge(part)
+        whole = joined(self.config, self.key, [data for _, data in taken])
         return Drawn(
             tuple(whole.sample(action.replay_rows, window.seed, exclude=window.task)),
             {task: tuple(whole.heldout(task, samples, 0)) for task in window.known},
