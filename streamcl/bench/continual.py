@@ -83,12 +83,10 @@ CELLS = (("a", 0), ("b", 1), ("a", 2))
 Job = tuple[Entry, Cell]
 
 
-def jobs(*, quick: bool) -> list[Job]:
+def jobs(*, quick: bool, ablations: bool) -> list[Job]:
     """The cells of a form, table by table, so that an interrupted bench has whole tables."""
-    if quick:
-        return [(line, line.cell("a", 0)) for line in MAIN]
-    whole = [(line, line.cell(order, seed)) for order, seed in CELLS for line in MAIN]
-    return whole + [(line, line.cell(order, seed)) for order, seed in CELLS for line in ABLATIONS]
+    lines = [MAIN] if quick or not ablations else [MAIN, ABLATIONS]
+    return [(line, line.cell(*at)) for part in lines for at in (CELLS[:1] if quick else CELLS) for line in part]
 
 
 def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
@@ -184,12 +182,13 @@ def _cell(name: str, figure: tuple[float, float] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one order; nothing is written to results/")
+    parser.add_argument("--main", action="store_true", help="without the ablations")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-continual")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     asked = parser.parse_args()
     asked.cache.mkdir(parents=True, exist_ok=True)
-    results = run(jobs(quick=asked.quick), asked.cache, workers=asked.workers)
+    results = run(jobs(quick=asked.quick, ablations=not asked.main), asked.cache, workers=asked.workers)
     rows = rows_of(results)
     if asked.json:
         print(json.dumps(rows, indent=1))

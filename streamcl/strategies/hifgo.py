@@ -8,7 +8,8 @@ old models stand, on the data at hand (GPWC). θ'_j = W0 + Σ_{m≤j} θ_m.
     stage 2   L = CE + λ1 L_orth + λ2 L_norm, W0 + Σ_{j<i} θ_j (frozen) + θ_i                     Eq. 10
 
 θ_{i,1} starts from θ_{i−1,1}, θ_{i,2} from θ_{i,1}; what is served is W0 + Σ θ_{i,2}. The first task has neither old
-adapters nor penalties, so its two stages are one.
+adapters nor penalties, so its two stages are one. Both stages pass through every window: a task of many windows is then
+learned, and served, with each of them, while stages that waited for its end would publish nothing until then.
 """
 
 from __future__ import annotations
@@ -55,8 +56,6 @@ class HiFGO(Stacked):
     """False trains all of a window as stage 2: the paper's ablation."""
     dagger: bool = False
     """True looks at the newest old model only: constant cost a task."""
-    per: Literal["window", "task"] = "window"
-    """How often stage 2 comes; "task": with the task's last window, and those before it publish nothing new."""
     to: Literal["gradients", "parameters"] = "gradients"
     """What θ_i is orthogonal to; "parameters", the old adapters themselves, is the paper's ablation."""
     form: Literal["absolute", "square", "signed"] = "absolute"
@@ -77,8 +76,6 @@ class HiFGO(Stacked):
     def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
         if not adapters(memory) or not self.two_stages:
             return (Stage(),)
-        if self.per == "task" and not closes_task:
-            return (Stage(old_adapters=False),)
         return (Stage(0.0, 1.0 if self.stage1_on_all else 1 - self.stage2, old_adapters=False), Stage(1 - self.stage2))
 
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> Plan:
@@ -97,16 +94,11 @@ class HiFGO(Stacked):
         norm = torch.stack(torch._foreach_norm([*params.values()])).sum()
         return {"orth": self.orth * orth, "norm": self.norm * norm}
 
-    def served(self, params: Params, memory: TaskMemory, *, closes_task: bool) -> Params:
-        if self.per == "task" and self.two_stages and not closes_task and adapters(memory):
-            params = {name: torch.zeros_like(value) for name, value in params.items()}  # stage 1 is not for serving
-        return super().served(params, memory, closes_task=closes_task)
-
     def consolidate(
         self, params: Params, memory: TaskMemory, probe: Probe, plan: Plan | None, *, closes_task: bool
     ) -> TaskMemory:
         memory = super().consolidate(params, memory, probe, plan, closes_task=closes_task)
-        return memory if plan is None else memory.with_group(LAST, plan.first or params)
+        return memory.with_group(LAST, plan.first or params) if plan and self.chain else memory
 
     def _direction(self, old: list[Params], probe: Probe) -> Params:
         """What the old models up to the newest in `old` want kept still."""

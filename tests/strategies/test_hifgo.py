@@ -12,7 +12,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Probe, Stage, Strategy
 from streamcl.strategies.hifgo import Plan
-from streamcl.strategies.stacked import LAST, OPEN, adapters, stacked
+from streamcl.strategies.stacked import LAST, stacked
 
 OLD = [adapter(seed) for seed in (11, 12, 13)]
 NEW = adapter(20)
@@ -187,19 +187,6 @@ def test_what_is_served_is_the_sum_or_what_is_nearest_to_it(rank: int) -> None:
         assert (whole - update(layer, served)).norm().item() == pytest.approx(left_out.item(), abs=1e-12)
         assert len(served[f"{layer}.lora_A.weight"]) == min(rank, 8)
         assert rank > 8 or left_out > 0.01
-
-
-def test_once_a_task_nothing_is_published_before_the_last_window() -> None:
-    strategy, task = HiFGO(per="task"), Linear.task(2)
-    first = learn(strategy, Linear.task(1))
-    half = learn(strategy, task.part(0, 0.5), first, closes_task=False, seed=1)
-    whole = learn(strategy, task.part(0.5, 1), half, seed=1)
-    for layer in weights():
-        assert torch.allclose(update(layer, half.served), update(layer, first.served), atol=1e-14)
-        assert not torch.allclose(update(layer, whole.served), update(layer, first.served), atol=1e-2)
-    assert not torch.equal(half.memory.group(OPEN)["up.lora_A.weight"], first.params["up.lora_A.weight"])
-    assert adapters(half.memory) == ["adapter/0"]
-    assert adapters(whole.memory) == ["adapter/0", "adapter/1"]
 
 
 def old_loss(strategy: HiFGO, seed: int) -> float:
