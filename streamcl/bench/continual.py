@@ -78,7 +78,7 @@ ABLATIONS = [
     Entry("hifgo, chained", "hifgo", {"chain": True, "norm": 0.3}),
     Entry("hifgo, dagger", "hifgo", {"dagger": True}),
 ]
-CELLS = (("a", 0), ("b", 1), ("a", 2))
+CELLS = (("a", 0), ("b", 1), ("a", 2), ("b", 0))
 """Order and seed of each cell of a line."""
 Job = tuple[Entry, Cell]
 

@@ -195,16 +195,16 @@ def claims(parts: Mapping[str, Any]) -> list[Claim]:
             ">= 2,000 runs, 0 violations", rows.get("l1"), lambda found: _total(found, "scenarios") >= 2000,
         ),
         _claim_of(
-            "5.3", "a writer stopped, a second one to the end, the first awake again",
+            "5.3", "real Ray: driver, ingest, shards, train controller and worker, replica killed",
+            "5 times each: final state of a calm run, no question unanswered with one retry", rows.get("l3"), _survived,
+        ),
+        _claim_of(
+            "5.4", "a writer stopped, a second one to the end, the first awake again",
             "20 of 20 change nothing", rows.get("zombies"), lambda found: all(row["scenarios"] >= 20 for row in found),
         ),
         _claim_of(
-            "5.4", "commits through a line that drops, delays and repeats",
+            "5.5", "commits through a line that drops, delays and repeats",
             ">= 400 puts, 0 violations", rows.get("replies"), lambda found: found[0]["scenarios"] >= 400,
-        ),
-        _claim_of(
-            "5.5", "real Ray: driver, ingest, shards, train controller and worker, replica killed",
-            "5 times each: final state of a calm run, no question unanswered with one retry", rows.get("l3"), _survived,
         ),
         _claim_of(
             "5.6", "hostile records: in the dead letters with their reason; the good ones arrive",

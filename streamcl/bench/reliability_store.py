@@ -227,11 +227,19 @@ def ambiguous_puts(n: int, *, log: type[Log] = Log) -> Counts:
             for i in range(n // 2):
                 proxy.faults = rng.choices(FAULTS, weights, k=rng.randint(1, 3))
                 with tally.scenario(f"commit {i} with {proxy.faults}"):
-                    if i % 10 == 9:
-                        writers.reverse()
-                        writers[0].acquire(f"writer at {i}")
-                        _stopped(writers[1])
-                    writers[0].append("data", state={"i": i})
+                    try:
+                        if i % 10 == 9:
+                            writers.reverse()
+                            writers[0].acquire(f"writer at {i}")
+                            _stopped(writers[1])
+                        writers[0].append("data", state={"i": i})
+                    except StoreError as error:
+                        if isinstance(error, Fenced):
+                            raise
+                        tally["restarts"] += 1  # the server was away for longer than anyone waits
+                        proxy.faults = []
+                        proxy.land()
+                        _again(writers[0], i)
                 proxy.faults = []
                 proxy.land()
             with tally.scenario("the whole log"):
@@ -240,6 +248,14 @@ def ambiguous_puts(n: int, *, log: type[Log] = Log) -> Counts:
             tally["faults"] += sum(proxy.met.values())
     tally["scenarios"] -= 2  # the two looks at the whole
     return dict(tally)
+
+
+def _again(log: Log, i: int) -> None:
+    """What a learner does that starts again: take the fence, look what is there, go on."""
+    log.acquire(f"writer again at {i}")
+    made = [record.state["i"] for record in log.records() if record.kind == "data"]
+    if made[-1:] != [i]:
+        log.append("data", state={"i": i})
 
 
 def _stopped(zombie: Log) -> None:
