@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -155,9 +156,8 @@ def rows_of(results: Iterable[Result]) -> list[dict[str, Any]]:
         labels.setdefault(result["label"], []).append(result)
     rows = []
     for label, cells in labels.items():
-        figures = {
-            name: interval([cell[name] for cell in cells]) for name in SHOWN if all(name in cell for cell in cells)
-        }
+        known = [name for name in SHOWN if all(math.isfinite(cell.get(name, math.nan)) for cell in cells)]
+        figures = {name: interval([cell[name] for cell in cells]) for name in known}
         rows.append({"label": label, "cells": len(cells), "leak": max(cell["leak"] for cell in cells), **figures})
     return rows
 

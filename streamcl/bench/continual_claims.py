@@ -77,6 +77,8 @@ def _leak(results: Sequence[Result]) -> list[Claim]:
         label: [result["leak"] for result in results if result["label"] == label]
         for label in ("fwd_prompt", "fwd_prompt, by gradient")
     }
+    if not leaks["fwd_prompt"]:
+        return []
     ours, control = max(leaks["fwd_prompt"]), min(leaks["fwd_prompt, by gradient"], default=None)
     shown = "not measured" if control is None else f"{control:.1e}"
     return [
@@ -87,7 +89,7 @@ def _leak(results: Sequence[Result]) -> list[Claim]:
 
 def _budget(results: Sequence[Result]) -> list[Claim]:
     """Of the cells that also scored the sum without its rank budget."""
-    cells = [result for result in results if result["label"] == "hifgo" and result["exact"]]
+    cells = [result for result in results if result["label"] == "hifgo" and result.get("exact")]
     error, _ = interval([cell["exact"]["error"] for cell in cells])
     cost, half = interval([100 * (cell["exact"]["last"] - cell["last"]) for cell in cells])
     ranks = {cell["exact"]["rank"] for cell in cells}

@@ -209,7 +209,8 @@ def full(ground: Ground, sizes: Sequence[int], parts: Parts = HEALTHY) -> Tally:
             tally.scenarios += 1
             try:
                 told = complaint.read_text() if complaint.exists() else ""
-                hold(status == REFUSED and "space" in told, f"G12: status {status} at {kib} KiB: {told[-300:]}")
+                room = status == ENDED
+                hold(room or (status == REFUSED and "space" in told), f"G12: status {status}, {kib} KiB: {told[-300:]}")
                 _mount(disk, "remount,size=64m")
                 lives(ground, root, Killed([]), parts)
                 if wrong := different(ground.ending(root), ground.expected):
