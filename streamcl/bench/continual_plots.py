@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -52,15 +53,13 @@ def plot_matrices(results: Sequence[Result], path: Path) -> None:
 def _matrix(panel: Any, results: Sequence[Result]) -> Any:
     """Accuracies [tasks, visits] in percent, in colour and in figures; a frame where a task is being learned."""
     tasks, visits = results[0]["tasks"], len(results[0]["matrix"][0])
-    mean = [
-        [100 * sum(one["matrix"][task][visit] for one in results) / len(results) for visit in range(visits)]
-        for task in range(len(tasks))
-    ]
+    mean = 100 * np.mean([np.array(one["matrix"], dtype=np.float64) for one in results], axis=0)  # NaN: not yet met
     image = panel.imshow(mean, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     for task, row in enumerate(mean):
         for visit, value in enumerate(row):
-            panel.text(visit, task, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                       color="black" if value > 60 else "white")  # fmt: skip
+            if math.isfinite(value):
+                panel.text(visit, task, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                           color="black" if value > 60 else "white")  # fmt: skip
         learned = [task] if task else [0, *range(len(tasks), visits)]  # what comes again is the first task
         for visit in learned:
             panel.add_patch(plt.Rectangle((visit - 0.5, task - 0.5), 1, 1, fill=False, edgecolor="crimson", lw=1.5))
