@@ -21,7 +21,7 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     these commits made, the newest one, and those that an alias answers with or would go back to. So an alias pins.
     Of the rest, everything in `versions/` goes, and what in `data/` is older than all these commits: something younger
     may be on its way into a commit.
-    The `gc` commit comes before the first deletion. So a writer that was replaced raises Fenced and deletes nothing,
+    The `gc` commits come before the first deletion. So a writer that was replaced raises Fenced and deletes nothing,
     and no recovery goes below the commits kept. What a collector that died left over, the next one takes.
     """
     log = registry.log
@@ -31,7 +31,8 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     before = min(record.time for record in recent)
     swept = [key for key in log.store.list("data") if (stem := _stem(key)) not in stems and born(stem) < before]
     swept += [key for key in log.store.list(f"versions/{registry.name}") if key.rpartition("/")[0] not in versions]
-    log.append("gc", state={COLLECTED: recent[-1].n}, why=f"{len(swept)} objects are not needed any more")
+    for _ in range(2):  # so that recovery knows what was kept even when the newest commit is damaged
+        log.append("gc", state={COLLECTED: recent[-1].n}, why=f"{len(swept)} objects are not needed any more")
     for key in swept:
         log.store.delete(key)
     log.store.tidy(before)

@@ -9,7 +9,7 @@ import pytest
 
 from streamcl.errors import Corrupt, Fenced
 from streamcl.registry.backends import LocalStore, uuid7
-from streamcl.registry.log import Log
+from streamcl.registry.log import Log, commit_key
 from streamcl.registry.upkeep import collect, recover
 from streamcl.registry.versions import Registry
 from streamcl.store.reservoir import Reservoir
@@ -127,11 +127,22 @@ def test_recovery_never_goes_below_what_was_kept() -> None:
     store, registry = grown(6)
     collect(registry, keep=2)
     collect(registry, keep=6)
-    for record in list(registry.log.back())[:4]:
-        if "refs" in record.state:
-            store.delete(record.state["refs"]["learner"]["key"])
-    with pytest.raises(Corrupt, match="no commit of 6 to 9 is intact"):
+    for record in [record for record in registry.log.back() if record.n >= 6]:
+        store.delete(record.state["refs"]["learner"]["key"])
+    with pytest.raises(Corrupt, match="no commit of 6 to 11 is intact"):
         recover(registry)
+
+
+def test_a_damaged_commit_of_the_collection_does_not_make_recovery_forget_what_was_kept() -> None:
+    store, registry = grown(6)
+    collect(registry, keep=2)
+    head = registry.log.head()
+    assert head is not None
+    assert head.kind == "gc"
+    store.objects[commit_key(head.n)] = b"{"
+    record = recover(writer(store))
+    assert record is not None
+    assert record.state["collected"] == head.state["collected"] > 1
 
 
 def test_temporary_files_of_killed_writers_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
