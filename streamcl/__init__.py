@@ -14,7 +14,7 @@ _WHERE = {
     "load": "streamcl.learner",
     "Learner": "streamcl.learner",
     "Learned": "streamcl.learner",
-    "Config": "streamcl.config",
+    "Config": "streamcl.sections",
     "ModelConfig": "streamcl.train.model",
     "LoRA": "streamcl.train.model",
     "Files": "streamcl.stream",

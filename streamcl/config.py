@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,135 +16,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from streamcl import detect, strategies, stream
-from streamcl.detect import DetectorKind
 from streamcl.errors import ConfigError
-from streamcl.strategies import Strategy
-from streamcl.stream import Source
-from streamcl.train.loop import TrainConfig
-from streamcl.train.model import LoRA, ModelConfig
-from streamcl.train.prompts import Prompts
-from streamcl.types import checked_name
-from streamcl.window import WindowConfig
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """The run's store: log, versions, data, and what must not be forgotten. The same store continues the same run."""
-
-    path: str
-    """Folder or URL."""
-    shards: int = 1
-    """Actors that share what is remembered, at least 1. May change between two starts."""
-    keep: int = 1000
-    """Newest commits, at least 16, whose objects and versions stay; what is older, and neither live nor referred to, is
-    deleted now and then. About three commits a window."""
-
-    def __post_init__(self) -> None:
-        if self.shards < 1 or self.keep < 16:
-            raise ConfigError(f"shards {self.shards}, keep {self.keep}: at least 1 shard and 16 commits")
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """The reservoir: what of earlier tasks may be seen again."""
-
-    capacity: int = 1000
-    """Rows kept of each task, at least 1."""
-    heldout: float = 0.1
-    """Share of the samples that is never trained on, for scoring; in [0, 1)."""
-    per_source: float = 1.0
-    """Largest share of a task's rows that one source may hold, in (0, 1]."""
-    key: typing.Literal["random", "seed"] = "random"
-    """Where the secret behind the choice of rows comes from: drawn at the first start and kept in the store (nobody
-    can craft ids that are always kept), or derived from `seed` (runs can be repeated; for experiments)."""
-
-    def __post_init__(self) -> None:
-        if self.capacity < 1 or not 0 <= self.heldout < 1 or not 0 < self.per_source <= 1:
-            raise ConfigError(
-                f"capacity {self.capacity}, heldout {self.heldout}, per_source {self.per_source}: "
-                "capacity is at least 1, heldout in [0, 1), per_source in (0, 1]"
-            )
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What tasks are scored on after each window: test files, or else each task's held-out rows."""
-
-    path: str | None = None
-    """A folder with one Parquet or JSON Lines file a task, named after the task; None scores held-out rows."""
-    samples: int = 200
-    """At most so many a task."""
-
-
-@dataclass(frozen=True)
-class AskConfig:
-    """A client that goes on asking the endpoint while the run lasts: a smoke test that counts failures."""
-
-    per_second: float = 0.0
-    """Questions a second, from the evaluation files; 0 asks none."""
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """The endpoint."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    replicas: int = 1
-    max_batch: int = 8
-    """Requests answered in one forward pass."""
-    max_queued: int = 256
-    """Requests that may wait; more are refused with 503."""
-
-
-@dataclass(frozen=True)
-class RayConfig:
-    """Where to run. With no address here or in RAY_ADDRESS: on a Ray of this machine that lives as long as the run."""
-
-    address: str | None = None
-    cpus: int | None = None
-    """Logical CPUs of a local Ray; None: as many as the machine has, at least 4."""
-    dashboard: bool = False
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole run. Relative paths are relative to the working directory."""
-
-    store: StoreConfig
-    model: ModelConfig
-    source: Source
-    name: str = "model"
-    """What clients ask for: `model: NAME`."""
-    seed: int = 0
-    batch: int = 64
-    """Samples read and encoded at a time."""
-    detector: DetectorKind = field(default_factory=detect.Mmd)
-    strategy: Strategy = field(default_factory=strategies.DGG)
-    window: WindowConfig = field(default_factory=WindowConfig)
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    ask: AskConfig = field(default_factory=AskConfig)
-    ray: RayConfig = field(default_factory=RayConfig)
-
-    def __post_init__(self) -> None:
-        checked_name(self.name)
-        if self.batch < 1:
-            raise ConfigError(f"batch {self.batch}: at least 1")
-
-    @property
-    def form(self) -> LoRA | Prompts:
-        """The form of what the strategy trains."""
-        form: LoRA | Prompts = getattr(self.model, self.strategy.adapter)
-        return form
-
-    @property
-    def scratch(self) -> str:
-        """Where Ray Train keeps its own files: nothing that matters."""
-        return f"{self.store.path.rstrip('/')}/scratch"
-
+from streamcl.sections import Config
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "source": stream.KINDS,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from streamcl import config as configuration
 from streamcl import events as e
-from streamcl.config import Config
 from streamcl.controller import Controller
 from streamcl.errors import StoreError
 from streamcl.registry.backends import CommitStore, probe
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
+from streamcl.sections import Config
 from streamcl.types import Version, Window
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import httpx
 from rich.console import Console
 
 from streamcl import console as screen
-from streamcl.config import Config
 from streamcl.learner import Learned, Learner
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.report import draw, matrix, summary, versions_of
+from streamcl.sections import Config
 from streamcl.serve.client import Asked, Asker, ask, audit
 from streamcl.serve.engine import Engine
 from streamcl.stream import Files

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from streamcl import config, detect, strategies
-from streamcl.config import Config, StoreConfig, apply, dump, load, parse
+from streamcl.config import apply, dump, load, parse
 from streamcl.errors import ConfigError
 from streamcl.learner import resolve
+from streamcl.sections import Config, StoreConfig
 from streamcl.stream import Files
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml"))

@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"events"},
     {"window"},
     {"controller"},
+    {"sections"},
     {"config"},
     {"cluster"},
     {"learner", "report"},
@@ -205,11 +206,12 @@ def sections(cls: typing.Any) -> Iterator[type]:
 
 
 def test_every_section_of_the_configuration_says_what_it_is() -> None:
-    from streamcl import config
+    from streamcl.config import KINDS
+    from streamcl.sections import Config, ModelConfig, ReplayConfig, WindowConfig
 
-    kinds = [kind for known in config.KINDS.values() for kind in known.values()]
-    found = {section for cls in (config.Config, *kinds) for section in sections(cls)}
-    assert {config.ModelConfig, config.ReplayConfig, config.WindowConfig, *kinds} <= found
+    kinds = [kind for known in KINDS.values() for kind in known.values()]
+    found = {section for cls in (Config, *kinds) for section in sections(cls)}
+    assert {ModelConfig, ReplayConfig, WindowConfig, *kinds} <= found
     silent = [cls.__qualname__ for cls in found if (cls.__doc__ or "").startswith(f"{cls.__name__}(")]
     assert not silent, listed(silent)
 

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from streamcl import zoo
-from streamcl.config import Config
+from streamcl.sections import Config
 from streamcl.serve.client import Asked, ask
 from streamcl.stream import Files
 from streamcl.testing import kill_tree

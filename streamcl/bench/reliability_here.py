@@ -21,10 +21,10 @@ from streamcl.cluster import media
 from streamcl.cluster.ingest import Ingest
 from streamcl.cluster.memory import MemoryShard
 from streamcl.cluster.replay import Replay, ReplayShard
-from streamcl.config import Config
 from streamcl.registry.backends import CommitStore
 from streamcl.registry.log import Log
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config
 from streamcl.store.keyed import derive
 from streamcl.store.memory import TaskMemory
 from streamcl.store.reservoir import Reservoir

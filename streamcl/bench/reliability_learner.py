@@ -24,7 +24,6 @@ from typing import Any
 from streamcl import events as e
 from streamcl.bench.reliability_here import Here, MemoryHere, Pure, Reached, Reader, ReaderHere, ReplayHere
 from streamcl.cluster.runtime import Runtime
-from streamcl.config import Config, EvaluateConfig, ReplayConfig, StoreConfig
 from streamcl.controller import Controller
 from streamcl.detect import Labels
 from streamcl.learner import Learner, controller_of, reservoir_key
@@ -32,6 +31,7 @@ from streamcl.registry import upkeep
 from streamcl.registry.backends import LocalStore, Outcome
 from streamcl.registry.log import Log
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config, EvaluateConfig, ReplayConfig, StoreConfig
 from streamcl.strategies import Replay as ReplayStrategy
 from streamcl.stream import Files
 from streamcl.testing.crash import KillPoint

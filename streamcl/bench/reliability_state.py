@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 
 from streamcl.cluster import replay
-from streamcl.config import Config
 from streamcl.learner import reservoir_key
 from streamcl.registry.backends import LocalStore, sha256
 from streamcl.registry.log import Log
 from streamcl.registry.record import Record, check_balance
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config
 from streamcl.store.memory import TaskMemory
 from streamcl.store.snapshot import unpack
 from streamcl.stream import from_jsonl

@@ -13,13 +13,13 @@ from streamcl import events as e
 from streamcl.bench.reliability_faults import DAMAGED_AT, damages, zombies
 from streamcl.bench.reliability_kill import Ground, Killed, run
 from streamcl.bench.reliability_learner import Parts, Small
-from streamcl.config import Config
 from streamcl.controller import Controller
 from streamcl.learner import controller_of
 from streamcl.registry.backends import sha256
 from streamcl.registry.log import Log
 from streamcl.registry.record import Record
 from streamcl.registry.versions import Registry, _digest
+from streamcl.sections import Config
 from streamcl.store.recent import Recent
 
 

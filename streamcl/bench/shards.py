@@ -21,10 +21,10 @@ from streamcl.bench.report import Claim, about, save
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Drawn, Replay, committed
 from streamcl.cluster.runtime import start_ray, stop_ray
-from streamcl.config import Config, ReplayConfig, StoreConfig
 from streamcl.events import Checkpoint, Freeze, Offer
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
+from streamcl.sections import Config, ReplayConfig, StoreConfig
 from streamcl.store.memory import TaskMemory
 from streamcl.store.sharding import shards_of
 from streamcl.stream import Files

@@ -14,9 +14,9 @@ import ray
 import torch
 
 from streamcl.cluster import media
-from streamcl.config import Config
 from streamcl.events import Arrival
 from streamcl.registry.stores import open_store
+from streamcl.sections import Config
 from streamcl.store.keyed import derive, siphash
 from streamcl.store.reservoir import Reservoir
 from streamcl.stream.base import NO_ROWS, Merged, Polled

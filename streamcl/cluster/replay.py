@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-from streamcl.config import Config
 from streamcl.events import Freeze, Offer
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
+from streamcl.sections import Config
 from streamcl.store.reservoir import Reservoir
 from streamcl.types import Ref, Rows
 

@@ -27,10 +27,10 @@ from streamcl.cluster.ingest import IngestActor
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
-from streamcl.config import Config
 from streamcl.registry import upkeep
 from streamcl.registry.log import Log, Record
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config
 from streamcl.stream.deadletter import ring
 from streamcl.train.model import base_digest, to_files
 from streamcl.types import DeadLetter, Ref, Version, Window

@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 
-from streamcl.config import Config
 from streamcl.errors import ConfigError, StoreError
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config
 from streamcl.serve.engine import Engine, Request, Response
 from streamcl.serve.openai import build_app
 from streamcl.train.model import load_base

@@ -21,9 +21,9 @@ import torch
 
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.worker import OnStep, Worker
-from streamcl.config import Config
 from streamcl.errors import NotFinite
 from streamcl.events import TrainResult
+from streamcl.sections import Config
 from streamcl.train.loop import World
 from streamcl.train.step import StepLog
 from streamcl.types import Window

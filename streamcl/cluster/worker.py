@@ -10,11 +10,11 @@ import pyarrow as pa
 from torch import nn
 
 from streamcl.cluster import media
-from streamcl.config import Config
 from streamcl.events import TrainResult
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
+from streamcl.sections import Config
 from streamcl.store.memory import TaskMemory
 from streamcl.stream import Files
 from streamcl.train.batch import Encoder, Row, to_rows

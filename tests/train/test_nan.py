@@ -18,8 +18,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from streamcl import zoo
 from streamcl.cluster import media
 from streamcl.cluster.worker import Worker
-from streamcl.config import Config, StoreConfig
 from streamcl.errors import NotFinite
+from streamcl.sections import Config, StoreConfig
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import KINDS
 from streamcl.stream import Files

@@ -9,12 +9,13 @@ import runpy
 import signal
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamcl.cli import deadletter, versions
+from streamcl.cli.base import AsJson, File, Overrides
 from streamcl.errors import ConfigError, StreamclError
 
 if TYPE_CHECKING:
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__ and (
     "Keeps a vision-language model current from a live stream, without forgetting and without downtime."
 ))  # fmt: skip
-versions_app = typer.Typer(no_args_is_help=True, help="Versions that a run has published.")
-app.add_typer(versions_app, name="versions")
-letters_app = typer.Typer(no_args_is_help=True, help="Samples that were refused, and why.")
-app.add_typer(letters_app, name="deadletter")
-
-File = Annotated[str, typer.Argument(metavar="RUN.YAML", help="The run's configuration.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as strategy.kind=replay.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+app.add_typer(versions.app, name="versions")
+app.add_typer(deadletter.app, name="deadletter")
 
 
 @app.command()
@@ -71,59 +66,10 @@ def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> 
     typer.echo(json.dumps(status_of(file, overrides or ()), indent=1) if as_json else _lines(file, overrides))
 
 
-@versions_app.command("ls")
-def versions_ls(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Every version: number, digest, task, window, scores; the live one is marked."""
-    from streamcl.status import status_of
-
-    found = status_of(file, overrides or ())
-    if as_json:
-        typer.echo(json.dumps(found["versions"], indent=1))
-        return
-    for version in found["versions"]:
-        mark = "*" if version["number"] == found["live"] else " "
-        scores = "  ".join(f"{task} {score:.0%}" for task, score in version["scores"].items())
-        about = f"window {version['window']:<4} {version['task']:<20}"
-        typer.echo(f"{mark} v{version['number']:<4} {version['digest'][:12]}  {about} {scores}")
-    if not found["versions"]:
-        typer.echo("no version yet")
-
-
-@letters_app.command("ls")
-def letters_ls(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The latest dead letters: where each lies in the source, its id, and why it was refused."""
-    from streamcl.status import letters_of
-
-    letters, dropped = letters_of(file, overrides or ())
-    if as_json:
-        typer.echo(json.dumps({"letters": [asdict(letter) for letter in letters], "dropped": dropped}, indent=1))
-        return
-    for letter in letters:
-        typer.echo(ascii(f"{letter.partition}:{letter.position} {letter.id or '-'}  {letter.reason}")[1:-1])
-    typer.echo(f"{len(letters)} dead letters" + (f"; {dropped} older ones gave way" if dropped else ""))
-
-
-@letters_app.command("replay")
-def letters_replay(file: File, overrides: Overrides = None) -> None:
-    """Decode the dead letters' rows again, with present limits and files. What decodes now becomes one more partition
-    of the source's folder, which the next run takes in.
-    """
-    from streamcl.config import load
-    from streamcl.status import letters_of
-    from streamcl.stream.resubmit import resubmit
-
-    letters, _ = letters_of(file, overrides or ())
-    done = resubmit(load(file, overrides or ()).source, letters)
-    for letter in done.refused:
-        typer.echo(ascii(f"{letter.partition}:{letter.position} {letter.id or '-'}  still {letter.reason}")[1:-1])
-    typer.echo(f"{done.samples} samples written to {done.partition}" if done.partition else "nothing to submit again")
-    typer.echo(f"{len(done.refused)} still refused, {done.before} submitted before")
-
-
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="NAME")] = "") -> None:
     """Measure: the benchmark NAME with its own options (try NAME --help), or a list of them."""
-    folder = Path(__file__).parent / "bench"
+    folder = Path(__file__).parents[1] / "bench"
     known = sorted(path.stem for path in folder.glob("*.py") if "_" not in path.stem and path.stem != "report")
     if name not in known:
         raise ConfigError(f"no benchmark {name!r}; there are {', '.join(known)}")
@@ -173,6 +119,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
 
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m streamcl.cli`."""
+
+from streamcl.cli import main
+
+main()
