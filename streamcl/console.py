@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -44,6 +45,8 @@ class Screen:
                 self.dead += len(arrival.dead)
                 for letter in arrival.dead:
                     self.say(f"[yellow]dead letter[/] {letter.id or letter.position}: {letter.reason}")
+                if arrival.waiting:
+                    self._say(f"{self.samples} samples in · [yellow]waiting[/]: {escape(arrival.waiting)}", 0, None)
             case e.Train(window):
                 replayed = sum(map(len, window.replay))
                 self._say(f"window {window.id} ({window.task}): {window.size} samples + {replayed} replayed", 0, None)

@@ -41,6 +41,8 @@ class Arrival:
     dead: tuple[DeadLetter, ...] = ()
     ended: bool = False
     """Nothing follows, in any partition."""
+    waiting: str = ""
+    """What the source waits for, while something is wrong that may pass."""
 
     def __len__(self) -> int:
         return len(self.ids)

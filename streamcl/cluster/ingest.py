@@ -67,6 +67,7 @@ class Ingest:
             resume=dict(self.stream.positions),
             dead=with_refused(read, encoded.refused),
             ended=polled is None,
+            waiting=read.waiting,
         )
 
 

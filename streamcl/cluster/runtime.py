@@ -28,7 +28,8 @@ from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
 from streamcl.registry import upkeep
-from streamcl.registry.log import Log, Record
+from streamcl.registry.log import Log
+from streamcl.registry.record import Kind, Record
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.stream.deadletter import ring
@@ -123,7 +124,7 @@ class Runtime:
             case e.Swap(version):
                 self._later(self.pool.submit(self._swap, version), lambda done: [e.Swapped(done.result())])
             case e.Commit(checkpoint):
-                self.log.append("data", state=self._state(checkpoint, {}))
+                self._commit("data", checkpoint, {})
             case e.Finish():
                 pass
 
@@ -180,8 +181,13 @@ class Runtime:
         checkpoint = replace(action.checkpoint, training=window.id)
         about = {name: getattr(window, name) for name in ("id", "task", "index", "base", "closes_task", "size")}
         about["replay"] = sum(map(len, window.replay))
-        self.log.append("window", state=self._state(checkpoint, refs), window=about)
+        self._commit("window", checkpoint, refs, about)
         self.inbox.put(lambda: [e.Frozen(window)])
+
+    def _commit(self, kind: Kind, checkpoint: e.Checkpoint, refs: Mapping[str, Ref], window: Any = None) -> None:
+        """One record of the checkpoint. Once it is durable, the source may tell others how far it goes."""
+        self.log.append(kind, state=self._state(checkpoint, refs), window=window)
+        self.pool.submit(self.config.source.committed, checkpoint.positions)
 
     def _train(self, window: Window) -> None:
         answer = self._answer(window)

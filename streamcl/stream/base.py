@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,8 @@ BUFFER_BYTES = 256 * 2**20
 """About how much `Merged` holds of all partitions together, and about the most that one poll returns."""
 READ_ROWS = 64
 """Rows read of a partition at a time, at least: the merge pauses for each partition that runs out."""
+LOOK_S = 10.0
+"""How often an endless source is asked for partitions that were added."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Polled:
     batch: pa.RecordBatch
     """Accepted rows, of SAMPLE_SCHEMA."""
     dead: tuple[DeadLetter, ...] = ()
+    waiting: str = ""
+    """What is waited for, while something is wrong that may pass: "no broker has answered for 12 s"."""
 
     def __len__(self) -> int:
         return int(self.batch.num_rows) + len(self.dead)
@@ -47,17 +53,34 @@ class Reader(Protocol):
 
 
 class Source(Protocol):
-    """Where samples come from. Reading a partition again from a position gives the same rows again."""
+    """Where samples come from. Reading a partition again from a position gives the same rows again.
+
+    A source derives from this class; one that ends needs `name`, `partitions` and `open` only.
+    """
 
     @property
     def name(self) -> str:
         """Goes into each row's `source`."""
+
+    @property
+    def idle_s(self) -> float | None:
+        """None: the source ends. Seconds: it is endless, partitions may be added, and one that has had nothing for so
+        long no longer holds the others back.
+        """
+        return None
 
     def partitions(self) -> list[str]:
         """The partitions there are, in a stable order."""
 
     def open(self, partition: str, position: int) -> Reader:
         """A reader that goes on at `position`; 0 is the start.  Raises SourceError."""
+
+    def committed(self, positions: Mapping[str, int]) -> None:
+        """Hears that the run's log holds everything up to these positions, which may then be told to others.
+
+        A hint, given now and then and on any thread: whatever goes wrong with it is not raised, and is not the run's.
+        """
+        return
 
 
 class _Lane:
@@ -66,6 +89,8 @@ class _Lane:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.ended = False
+        self.empty_since: float | None = None
+        self.waiting = ""
         self.row_bytes = 2**20  # a guess, until the first rows tell
         self.batch = NO_ROWS
         self.dead: tuple[DeadLetter, ...] = ()
@@ -73,12 +98,17 @@ class _Lane:
         self.times = np.empty(0, np.float64)
         self.is_dead = np.empty(0, np.bool_)
 
-    def fill(self, limit: int) -> None:
+    def fill(self, limit: int, now: float) -> None:
         """Read on; only when everything read before has been taken."""
         polled = self.reader.poll(limit)
         if polled is None:
             self.ended = True
             return
+        self.waiting = polled.waiting
+        if not len(polled):
+            self.empty_since = now if self.empty_since is None else self.empty_since
+            return
+        self.empty_since = None
         good, dead = polled.batch.num_rows, len(polled.dead)
         positions = np.concatenate([polled.batch["position"], np.array([d.position for d in polled.dead], np.int64)])
         times = np.concatenate([polled.batch["time"], np.full(dead, -np.inf)])
@@ -107,10 +137,16 @@ class Merged:
     partition with nothing now holds the others back, since its next row may be the earliest. A row that is earlier than
     its predecessor, and a dead row, come right after the predecessor.
 
+    Of an endless source a partition holds the others back for `idle_s` at most, and partitions that were added are read
+    from their start. There the order of rows of different partitions may also depend on when each was at hand. Nothing
+    else does: what was taken is frozen, with its positions, in windows and never read again; what was not is read on.
+
     `positions` says exactly what has been returned. After a SourceError that may pass, poll again: no row is lost.
     """
 
-    def __init__(self, source: Source, positions: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Source, positions: Mapping[str, int], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         names = sorted(source.partitions())
         if gone := sorted(set(positions) - set(names)):
             raise SourceError(
@@ -118,11 +154,23 @@ class Merged:
                 f"it has {len(names)} others. Bring it back, or start a new run"
             )
         self.positions = {name: positions.get(name, 0) for name in names}
-        self._source = source
+        self._source, self._clock = source, clock
+        self._looked = clock()
         self._lanes = self._opened()
 
     def _opened(self) -> dict[str, _Lane]:
         return {name: _Lane(self._source.open(name, position)) for name, position in self.positions.items()}
+
+    def _look(self) -> None:
+        """Opens partitions that were added to an endless source since the last look."""
+        if self._source.idle_s is None or self._clock() - self._looked < LOOK_S:
+            return
+        self._looked = self._clock()
+        with contextlib.suppress(SourceError):  # not listed this time; if something is wrong, a reader says what
+            names = {*self._source.partitions()} - {*self.positions}
+            added = {name: _Lane(self._source.open(name, 0)) for name in names}
+            self.positions |= dict.fromkeys(added, 0)
+            self._lanes = dict(sorted({**self._lanes, **added}.items()))
 
     def poll(self, limit: int) -> Polled | None:
         """At most `limit` rows, good and dead together; empty if there is nothing now; None when all have ended."""
@@ -134,6 +182,7 @@ class Merged:
 
     def _polled(self, limit: int) -> Polled | None:
         self._lanes = self._lanes or self._opened()
+        self._look()
         batches: list[pa.RecordBatch] = []
         dead: list[DeadLetter] = []
         positions = dict(self.positions)
@@ -144,19 +193,26 @@ class Merged:
             dead += taken.dead
             count += len(taken)
             taken_bytes += taken.batch.nbytes
-        if not count and all(lane.ended for lane in self._lanes.values()):
+        if not count and self._source.idle_s is None and all(lane.ended for lane in self._lanes.values()):
             return None
         self.positions = positions
-        return Polled(pa.concat_batches(batches) if batches else NO_ROWS, tuple(dead))
+        waiting = next((lane.waiting for lane in self._lanes.values() if lane.waiting), "")
+        return Polled(pa.concat_batches(batches) if batches else NO_ROWS, tuple(dead), waiting)
 
     def _filled(self, limit: int) -> bool:
-        """Whether there is a row to take and no partition could still have an earlier one."""
-        lanes = self._lanes.values()
+        """Whether there is a row to take and no partition that is not idle could still have an earlier one."""
+        lanes, now = self._lanes.values(), self._clock()
         for lane in lanes:
             if not len(lane.times) and not lane.ended:
                 fits = BUFFER_BYTES // (len(lanes) * lane.row_bytes)
-                lane.fill(max(1, min(fits, max(READ_ROWS, limit // len(lanes)))))
-        return all(len(lane.times) or lane.ended for lane in lanes) and any(len(lane.times) for lane in lanes)
+                lane.fill(max(1, min(fits, max(READ_ROWS, limit // len(lanes)))), now)
+        return any(len(lane.times) for lane in lanes) and all(
+            len(lane.times) or lane.ended or self._idle(lane, now) for lane in lanes
+        )
+
+    def _idle(self, lane: _Lane, now: float) -> bool:
+        idle_s = self._source.idle_s
+        return idle_s is not None and lane.empty_since is not None and now - lane.empty_since >= idle_s
 
     def _take(self, limit: int, positions: dict[str, int]) -> Polled:
         """The next rows as far as what is buffered decides them: until a partition that may go on has been used up."""

@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 
 from streamcl.errors import BadSample, SourceError
-from streamcl.stream.base import Polled
+from streamcl.stream.base import Polled, Source
 from streamcl.stream.deadletter import payload
 from streamcl.stream.decode import decode
 from streamcl.stream.folder import Folder
@@ -28,7 +28,7 @@ POLL_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Parquet and JSON Lines files. Each is a partition named by its path under the root; a position counts its rows.
 
     The root is the folder, or what stands before a glob's first wildcard, or the one file's folder. A record holds an

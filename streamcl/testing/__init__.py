@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamcl.errors import SourceError
-from streamcl.stream.base import Polled
+from streamcl.stream.base import Polled, Source
 from streamcl.types import DeadLetter, Sample, to_batch
 
 
 @dataclass(frozen=True)
-class ListSource:
+class ListSource(Source):
     """A source whose partitions are lists. A row's position is its index plus one."""
 
     rows: Mapping[str, Sequence[Sample | DeadLetter]]
     name: str = "list"
     unending: tuple[str, ...] = ()
     """Partitions that have nothing *now* after their last row, instead of ending: more may be put into the list."""
+    idle_s: float | None = None
 
     def partitions(self) -> list[str]:
         return sorted(self.rows)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamcl.errors import SourceError
 from streamcl.stream import Merged, Polled
+from streamcl.stream.base import LOOK_S, NO_ROWS
 from streamcl.testing import ListReader, ListSource
 from streamcl.types import DeadLetter, Message, Part, Sample, from_batch
 
@@ -199,3 +200,76 @@ def test_polling_again_after_a_source_error_loses_nothing() -> None:
         seen += keys(polled)
     assert seen == [("a", i) for i in range(1, 10)]
     assert errors > 0
+
+
+def test_of_an_endless_source_a_partition_is_waited_for_only_so_long() -> None:
+    now, tail = [0.0], [sample(1)]
+    source = ListSource({"a": [sample(0), sample(2), sample(9)], "b": tail}, unending=("a", "b"), idle_s=5.0)
+    merged = Merged(source, {}, clock=lambda: now[0])
+    assert polled_keys(merged) == [("a", 1), ("b", 1)]
+    now[0] = 4.9
+    assert polled_keys(merged) == []  # b's next row may be earlier than a's second
+    now[0] = 5.0
+    assert polled_keys(merged) == [("a", 2), ("a", 3)]
+    tail += [sample(3), sample(4)]  # b is late for its place and loses nothing
+    now[0] = 10.0
+    assert polled_keys(merged) == [("b", 2), ("b", 3)]
+    assert polled_keys(merged) == []
+    assert merged.positions == {"a": 3, "b": 3}
+
+
+def polled_keys(merged: Merged) -> list[tuple[str, int]]:
+    polled = merged.poll(9)
+    assert polled is not None
+    return keys(polled)
+
+
+def test_an_endless_source_does_not_end_and_its_new_partitions_are_found() -> None:
+    now, rows = [0.0], {"b": [sample(5)]}
+    merged = Merged(ListSource(rows, idle_s=1.0), {}, clock=lambda: now[0])
+    assert polled_keys(merged) == [("b", 1)]
+    rows["a"] = [sample(1), sample(2)]
+    assert polled_keys(merged) == []  # and not None, although every partition has ended
+    now[0] = LOOK_S
+    assert polled_keys(merged) == [("a", 1), ("a", 2)]
+    assert merged.positions == {"a": 2, "b": 1}
+
+
+@dataclass(frozen=True)
+class Down(ListSource):
+    """Cannot be listed a second time."""
+
+    listed: list[int] = field(default_factory=list)
+
+    def partitions(self) -> list[str]:
+        self.listed.append(1)
+        if len(self.listed) > 1:
+            raise SourceError("the network is away")
+        return super().partitions()
+
+
+def test_a_source_that_cannot_be_listed_for_a_while_is_read_on() -> None:
+    now = [0.0]
+    merged = Merged(Down({"a": [sample(1), sample(2)]}, idle_s=1.0), {}, clock=lambda: now[0])
+    assert merged.poll(1) is not None
+    now[0] = LOOK_S
+    assert polled_keys(merged) == [("a", 2)]
+
+
+class WaitingReader(ListReader):
+    def poll(self, limit: int) -> Polled | None:
+        polled = super().poll(limit)
+        return polled or Polled(NO_ROWS, waiting="the broker is away")
+
+
+class Waiting(ListSource):
+    def open(self, partition: str, position: int) -> ListReader:
+        return WaitingReader(self, partition, position)
+
+
+def test_what_a_partition_waits_for_is_passed_on() -> None:
+    merged = Merged(Waiting({"a": [sample(1)]}, idle_s=1.0), {})
+    first, second = merged.poll(9), merged.poll(9)
+    assert first is not None
+    assert second is not None
+    assert (len(first), len(second), second.waiting) == (1, 0, "the broker is away")
