@@ -20,6 +20,8 @@ from streamcl.registry.backends import CommitStore, probe
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.sections import Config
+from streamcl.stream import Push
+from streamcl.stream.segments import FOLDER
 from streamcl.types import Version, Window
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ def resolve(config: Config) -> Config:
     store = config.store
     if "://" not in store.path:
         store = replace(store, path=os.path.abspath(store.path))
+    if isinstance(source, Push) and not source.path:
+        source = replace(source, path=f"{store.path.rstrip('/')}/{FOLDER}")
     return replace(config, model=model, source=source, evaluate=evaluate, store=store)
 
 

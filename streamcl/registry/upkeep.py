@@ -8,6 +8,7 @@ from streamcl.registry.backends import born
 from streamcl.registry.log import COLLECTED, Log
 from streamcl.registry.record import Record
 from streamcl.registry.versions import Registry, aliased
+from streamcl.stream import segments
 
 KEEP = 64
 """Commits, fences and collections apart, whose objects stay: some twenty windows."""
@@ -20,7 +21,7 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     Kept are: what the states of the newest `keep` commits refer to, directly or through one object; the versions that
     these commits made, the newest one, and those that an alias answers with or would go back to. So an alias pins.
     Of the rest, everything in `versions/` goes, and what in `data/` is older than all these commits: something younger
-    may be on its way into a commit.
+    may be on its way into a commit. Of pushed samples, the segments go that were read by the oldest of these commits.
     The `gc` commits come before the first deletion. So a writer that was replaced raises Fenced and deletes nothing,
     and no recovery goes below the commits kept. What a collector that died left over, the next one takes.
     """
@@ -31,6 +32,8 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     before = min(record.time for record in recent)
     swept = [key for key in log.store.list("data") if (stem := _stem(key)) not in stems and born(stem) < before]
     swept += [key for key in log.store.list(f"versions/{registry.name}") if key.rpartition("/")[0] not in versions]
+    read = recent[-1].state.get("sources", {})
+    swept += [key for key in log.store.list(segments.FOLDER) if segments.spent(key, read)]
     for _ in range(2):  # so that recovery knows what was kept even when the newest commit is damaged
         log.append("gc", state={COLLECTED: recent[-1].n}, why=f"{len(swept)} objects are not needed any more")
     for key in swept:

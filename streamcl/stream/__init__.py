@@ -14,8 +14,9 @@ from streamcl.stream.base import Merged, Polled, Reader, Source
 from streamcl.stream.deadletter import REASONS, from_jsonl, to_jsonl
 from streamcl.stream.decode import Limits, decode
 from streamcl.stream.files import Files
+from streamcl.stream.push import Push
 
-KINDS = {"files": Files}
+KINDS = {"files": Files, "push": Push}
 """What `source.kind` in YAML may say."""
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Limits",
     "Merged",
     "Polled",
+    "Push",
     "Reader",
     "Source",
     "decode",

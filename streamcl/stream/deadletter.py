@@ -20,6 +20,7 @@ REASONS = (
     "utf8",  # bytes or code points that are not Unicode text
     "time",  # not a finite number of Unix seconds
     "crash",  # killed the process that decodes it, each time it was tried
+    "damaged",  # bytes of a write-ahead log that do not match their check sum
     "encode",  # refused by the model's processor, or its features hold NaN or infinity
 )
 """The first word of every dead letter's reason."""
