@@ -110,7 +110,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"{where} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+        shown = "not shown" if where.endswith("password") else repr(value)
+        raise ConfigError(f"{where} is {shown}: {error.errors()[0]['msg'].lower()}") from None
 
 
 def _unknown(what: str, key: str, known: Sequence[str]) -> str:

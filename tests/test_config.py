@@ -95,7 +95,7 @@ def test_an_unknown_key_names_the_nearest(sections: dict[str, Any], said: str) -
         ({"strategy": {"kind": "dg"}}, "unknown strategy.kind 'dg': did you mean 'dgg'?"),
         ({"strategy": {"alpha": 0.1}}, "unknown strategy.kind None: It may be dgg, ewc, finetune"),
         ({"detector": "label"}, "unknown detector.kind 'label': did you mean 'labels'?"),
-        ({"source": {"kind": "kafka", "path": "x"}}, "unknown source.kind 'kafka'"),
+        ({"source": {"kind": "kinesis", "path": "x"}}, "unknown source.kind 'kinesis'"),
         ({"strategy": {"kind": ["dgg"]}}, "unknown strategy.kind ['dgg']"),
         ({"source": [1]}, "source"),
     ],

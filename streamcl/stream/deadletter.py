@@ -21,6 +21,7 @@ REASONS = (
     "time",  # not a finite number of Unix seconds
     "crash",  # killed the process that decodes it, each time it was tried
     "damaged",  # bytes of a write-ahead log that do not match their check sum
+    "lost",  # deleted by the broker before it was read, where that is accepted
     "encode",  # refused by the model's processor, or its features hold NaN or infinity
 )
 """The first word of every dead letter's reason."""
