@@ -41,3 +41,7 @@ class NoSuchVersion(StreamclError, LookupError):
 
 class NotFinite(StreamclError, ArithmeticError):
     """NaN or infinity in a loss, gradient, or adapter: the window is not published."""
+
+
+class Busy(StreamclError):
+    """All places are taken for now; what was asked may be asked again."""

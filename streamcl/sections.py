@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from streamcl import detect, strategies
 from streamcl.detect import DetectorKind
 from streamcl.errors import ConfigError
+from streamcl.serve.keys import KeysConfig
 from streamcl.strategies import Strategy
 from streamcl.stream import Source
 from streamcl.train.loop import TrainConfig
@@ -85,6 +86,14 @@ class ServeConfig:
     """Requests answered in one forward pass."""
     max_queued: int = 256
     """Requests that may wait; more are refused with 503."""
+    slots: int = 4
+    """Versions that lie in memory side by side on each replica, at least 2."""
+    keys: KeysConfig = field(default_factory=KeysConfig)
+
+    def __post_init__(self) -> None:
+        if self.slots < 2:
+            raise ConfigError(f"slots {self.slots}: at least 2, for a version is loaded beside the one that answers")
+        self.keys.check_host(self.host)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from streamcl.sections import Config
 from streamcl.serve.engine import Engine, Request, Response
 from streamcl.serve.openai import build_app
 from streamcl.train.model import load_base
+from streamcl.types import Version
 
 APP = "streamcl"
 HEALTH_PERIOD_S = 5.0
@@ -33,20 +36,25 @@ log = logging.getLogger(__name__)
 
 @serve.ingress()
 class Replica:
-    """One copy of the model. Answers with the live version; loads the next one beside it, then flips."""
+    """One copy of the model. Answers with the live version, or the one a request is pinned to; loads others beside."""
 
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(1)
-        self.config = config
+        self.config, settings = config, config.serve
+        self.keys = settings.keys.load()
         base = load_base(config.model, device="cuda" if torch.cuda.is_available() else "cpu")
         self.base_digest = base.digest
-        self.engine = Engine(base, config.model.lora, max_batch=config.serve.max_batch)
         self.registry = Registry(Log(open_store(config.store.path)), config.name)
+        self.reading = threading.Lock()
+        """The registry is for one thread."""
+        self.engine = Engine(
+            base, config.model.lora, max_batch=settings.max_batch, slots=settings.slots, fetch=self._fetch
+        )
         self.loading = asyncio.Lock()
         self._follow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._answer, lambda: [self.engine.version], self.config.name)
+        return build_app(self._answer, lambda: [self.engine.version], self.config.name, keys=self.keys)
 
     async def _answer(self, request: Request) -> Response:
         return await asyncio.wrap_future(await asyncio.to_thread(self.engine.submit, request))
@@ -56,16 +64,35 @@ class Replica:
         async with self.loading:
             return await asyncio.to_thread(self._follow)
 
+    async def prepare(self, number: int) -> int:
+        """Loads version `number` beside the live one and runs a token through it; answers its number.
+
+        Raises NoSuchVersion, Corrupt, ConfigError, NotFinite or Busy. It stays in memory while no other wants its slot.
+        """
+        async with self.loading:
+            await asyncio.to_thread(self.engine.check, number)
+        return number
+
     def _follow(self) -> int:
-        version = self.registry.resolve("live")
-        if version is not None and version.number != self.engine.version[0]:
-            if version.base_digest != self.base_digest:
-                raise ConfigError(
-                    f"version {version.number} was trained on base {version.base_digest[:12]}, this replica has "
-                    f"{self.base_digest[:12]}: serve it with the model that it was trained on"
-                )
-            self.engine.load(version.number, version.digest, self.registry.read(version))
+        with self.reading:
+            version = self.registry.resolve("live")
+            if version is not None and version.number != self.engine.version[0]:
+                self.engine.load(version.number, version.digest, self._files(version))
         return self.engine.version[0]
+
+    def _fetch(self, number: int) -> tuple[str, Mapping[str, bytes]]:
+        """A version that a request is pinned to."""
+        with self.reading:
+            version = self.registry.get(number)
+            return version.digest, self._files(version)
+
+    def _files(self, version: Version) -> Mapping[str, bytes]:
+        if version.base_digest != self.base_digest:
+            raise ConfigError(
+                f"version {version.number} was trained on base {version.base_digest[:12]}, this replica has "
+                f"{self.base_digest[:12]}: serve it with the model that it was trained on"
+            )
+        return self.registry.read(version)
 
     async def check_health(self) -> None:
         """A tiny forward pass through the compute thread, and a look at the registry. Raises if the model hangs."""
@@ -94,19 +121,23 @@ def start(config: Config) -> Any:
 
 
 def swap(handle: Any, *, number: int, timeout_s: float = 60.0) -> list[int]:
-    """Tells every running replica to follow the registry; the versions they answer with now.
+    """Tells every running replica to follow the registry; the versions they answer with now."""
+    answers = tell(handle, "follow", timeout_s=timeout_s)
+    behind = [answer for answer in answers if answer < number]
+    assert not behind, f"replicas answer with {behind} after version {number} was made live"
+    return answers
+
+
+def tell(handle: Any, method: str, *args: Any, timeout_s: float = 60.0) -> list[Any]:
+    """Calls a method of every running replica: "follow", or "prepare" with a number. What they answer.
 
     If one dies meanwhile, the others are asked again; its successor reads the registry before it is ready.
     """
     due = time.monotonic() + timeout_s
     while True:
         try:
-            answers = handle.broadcast("follow").results(timeout_s=timeout_s)
-            break
+            return list(handle.broadcast(method, *args).results(timeout_s=timeout_s))
         except RayActorError:
             if time.monotonic() > due:
                 raise
             time.sleep(0.5)
-    behind = [answer for answer in answers if answer < number]
-    assert not behind, f"replicas answer with {behind} after version {number} was made live"
-    return list(answers)

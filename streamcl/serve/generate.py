@@ -38,6 +38,8 @@ class Request:
     near-ties that the rounding of a batch's arithmetic decides."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
+    version: int | None = None
+    """The version that must answer; None: the live one."""
 
     def __post_init__(self) -> None:
         places = sum(part.type == "image" for message in self.messages for part in message.content)

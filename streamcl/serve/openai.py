@@ -10,12 +10,11 @@ Every answer names its version three times: in `model` ("name@7") and `system_fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
@@ -27,7 +26,9 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 
 from streamcl.errors import BadSample, StreamclError
+from streamcl.serve.errors import ApiError
 from streamcl.serve.generate import Request, Response
+from streamcl.serve.keys import Keys
 from streamcl.stream.decode import escaped
 from streamcl.stream.images import checked_image
 from streamcl.stream.isolate import CHILD
@@ -35,20 +36,6 @@ from streamcl.stream.limits import Limits
 from streamcl.types import Message, Part
 
 DATA_URL = re.compile(r"data:image/(?:jpeg|png|webp);base64,")
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, message: str, *, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    def response(self) -> JSONResponse:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status)
-        return JSONResponse({"error": error}, self.status, headers)
 
 
 class _Wire(BaseModel):
@@ -170,10 +157,10 @@ class _Api:
         limits: Limits,
         body_bytes: int,
         max_tokens: int,
-        keys: Collection[str],
+        keys: Keys,
     ) -> None:
         self.engine_call, self.models, self.name = engine_call, models, name
-        self.limits, self.body_bytes, self.max_tokens, self.keys = limits, body_bytes, max_tokens, frozenset(keys)
+        self.limits, self.body_bytes, self.max_tokens, self.keys = limits, body_bytes, max_tokens, keys
 
     async def chat(self, http: HttpRequest) -> HttpResponse:
         self._authorize(http)
@@ -219,10 +206,7 @@ class _Api:
         return JSONResponse({"status": "ok", "version": live[0][0], "digest": live[0][1]})
 
     def _authorize(self, http: HttpRequest) -> None:
-        scheme, _, key = http.headers.get("authorization", "").partition(" ")
-        known = scheme.lower() == "bearer" and hashlib.sha256(key.encode()).hexdigest() in self.keys
-        if self.keys and not known:
-            raise ApiError(401, "no valid API key; send 'Authorization: Bearer <key>'", code="invalid_api_key")
+        self.keys.check(http.headers.get("authorization"), "predict")
 
     async def _body(self, http: HttpRequest) -> bytes:
         """The body, refused as soon as it is known to be too long."""
@@ -274,18 +258,18 @@ def build_app(
     limits: Limits | None = None,
     body_bytes: int = 32 * 2**20,
     max_tokens: int = 1024,
-    keys: Collection[str] = (),
+    keys: Keys | None = None,
 ) -> FastAPI:
     """The HTTP face of an engine under the model name `name`.
 
     `engine_call` may raise BadSample (400), another StreamclError or TimeoutError (503). `models` gives number and
     digest of what answers now, the first counts; nothing while nothing is ready. `limits` bounds a request as it bounds
-    a sample; `body_bytes` the whole body; `max_tokens` an answer. `keys`: sha256, hex, of the keys that may ask; none
-    lets all ask.
+    a sample; `body_bytes` the whole body; `max_tokens` an answer. `keys`: who may ask.
     """
     api = _Api(
-        engine_call, models, name, limits=limits or Limits(), body_bytes=body_bytes, max_tokens=max_tokens, keys=keys
-    )
+        engine_call, models, name, limits=limits or Limits(), body_bytes=body_bytes, max_tokens=max_tokens,
+        keys=keys or Keys(),
+    )  # fmt: skip
     app = FastAPI(title="streamcl", openapi_url=None)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/models", api.list_models, methods=["GET"], response_model=None)

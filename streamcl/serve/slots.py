@@ -1,4 +1,4 @@
-"""Two LoRA slots on one model, or a pool of prompts before it: one version answers, the next is written beside it."""
+"""LoRA slots on one model, or pools of prompts before it: some versions answer, the next is written beside them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from streamcl.errors import ConfigError, Corrupt
 from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, from_files, new_pool, params_of, write
-from streamcl.train.prompts import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Pool, Prompts, attach, detach, parameters, pool_of
+from streamcl.train.prompts import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Pool, Prompts, attach, detach, parameters
 
-NAMES = ("left", "right")
+Place = str | Pool | None
+"""What a version's forward passes go through: the slot of that name, a pool of prompts, or the bare base."""
 SHAPE = (
     "r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora",
     "layers_to_transform", "layers_pattern", "fan_in_fan_out",
@@ -66,43 +67,33 @@ def _shape(config: peft.LoraConfig) -> dict[str, Any]:
 
 
 class Slots:
-    """A PEFT model with two slots. Mutates the model; `model` is the bare base until the first flip.
+    """A PEFT model with several slots for adapters. Mutates the model, which is the bare base until the first `use`.
 
-    `write` is safe while the model answers, for it touches the idle slot only. `rebuild`, `flip` and `bare` change what
-    a forward pass walks through: call them where no forward pass runs. A pool of prompts is small, so a new one is made
-    in `write`; while it answers, no slot does.
+    `write` is safe while the model runs, as long as nothing runs on that slot. `rebuild` and `use` change what a
+    forward pass walks through: call them where no forward pass runs.
     """
 
-    def __init__(self, model: Any, config: peft.LoraConfig) -> None:
+    def __init__(self, model: Any, config: peft.LoraConfig, *, count: int) -> None:
+        self.names = tuple(f"slot-{index}" for index in range(count))
         shape = _shape(config)
-        self.model = peft.get_peft_model(model, peft.LoraConfig(**shape), adapter_name=NAMES[0])
-        self.model.add_adapter(NAMES[1], peft.LoraConfig(**shape))
+        self.model = peft.get_peft_model(model, peft.LoraConfig(**shape), adapter_name=self.names[0])
+        for name in self.names[1:]:
+            self.model.add_adapter(name, peft.LoraConfig(**shape))
         self.model.eval()
-        self._shapes: dict[str, Mapping[str, Any]] = dict.fromkeys(NAMES, shape)
-        self.active = NAMES[0]
+        self._shapes: dict[str, Mapping[str, Any]] = dict.fromkeys(self.names, shape)
         self._base = model
-        self._pool: Pool | None = None
-        self.bare()
+        self._used: Place = self.names[0]
+        self.use(None)
 
-    @property
-    def idle(self) -> str:
-        return NAMES[1 - NAMES.index(self.active)]
+    def fits(self, slot: str, adapter: Adapter) -> bool:
+        """Whether `slot` has the form of `adapter`."""
+        return self._shapes.get(slot) == adapter.shape
 
-    @property
-    def reserved(self) -> int:
-        """Tokens of the context that stand before a request's own."""
-        pool = pool_of(self._base)
-        return pool.tokens if pool else 0
-
-    def fits(self, adapter: Adapter) -> bool:
-        """Whether the idle slot has the form of `adapter`; a pool needs none."""
-        return isinstance(adapter.shape, Prompts) or self._shapes.get(self.idle) == adapter.shape
-
-    def rebuild(self, adapter: Adapter) -> None:
-        """Gives the idle slot the form of `adapter`.  Raises ConfigError when the base has no such layers."""
-        assert not isinstance(adapter.shape, Prompts), "a pool fits as it is"
-        slot = self.idle
+    def rebuild(self, slot: str, adapter: Adapter) -> None:
+        """Gives `slot` the form of `adapter`.  Raises ConfigError when the base has no such layers."""
+        assert not isinstance(adapter.shape, Prompts), "a pool needs no slot"
         if self._shapes.pop(slot, None) is not None:
+            self.use(None)
             self.model.delete_adapter(slot)
         try:
             self.model.add_adapter(slot, peft.LoraConfig(**adapter.shape))
@@ -111,28 +102,27 @@ class Slots:
         self.model.eval()
         self._shapes[slot] = adapter.shape
 
-    def write(self, adapter: Adapter) -> None:
-        """Copies `adapter` into the idle slot.  Raises ConfigError when names or shapes differ."""
-        if isinstance(adapter.shape, Prompts):
-            pool = new_pool(self._base, adapter.shape)
-            write(parameters(pool), adapter.params)
-            self._pool = pool
-            return
-        write(params_of(self.model, self.idle), adapter.params)
-        self._pool = None
+    def write(self, slot: str, adapter: Adapter) -> None:
+        """Copies `adapter` into `slot`.  Raises ConfigError when names or shapes differ."""
+        write(params_of(self.model, slot), adapter.params)
 
-    def flip(self) -> None:
-        """What was written last answers from now on."""
-        if self._pool is not None:
-            self.bare()
-            attach(self._base, self._pool)
+    def pool(self, adapter: Adapter) -> Pool:
+        """The pool of prompts that `adapter` describes.  Raises ConfigError."""
+        assert isinstance(adapter.shape, Prompts), "a LoRA lies in a slot"
+        pool = new_pool(self._base, adapter.shape)
+        write(parameters(pool), adapter.params)
+        return pool
+
+    def use(self, place: Place) -> None:
+        """Forward passes go through `place` from now on."""
+        if place is self._used:
             return
         detach(self._base)
-        self.active = self.idle
-        self.model.base_model.enable_adapter_layers()
-        self.model.set_adapter(self.active, inference_mode=True)
-
-    def bare(self) -> None:
-        """The base model answers from now on, without adapters."""
-        detach(self._base)
-        self.model.base_model.disable_adapter_layers()
+        if isinstance(place, str):
+            self.model.base_model.enable_adapter_layers()
+            self.model.set_adapter(place, inference_mode=True)
+        else:
+            self.model.base_model.disable_adapter_layers()
+        if isinstance(place, Pool):
+            attach(self._base, place)
+        self._used = place

@@ -14,7 +14,7 @@ from tiny_llava import LORA, QUESTION, Files, ask, busy, digest, png
 from streamcl.errors import NotFinite, StreamclError
 from streamcl.serve.engine import Engine, Request, Response
 from streamcl.serve.slots import Adapter, Slots
-from streamcl.train.model import Base, params_of, write
+from streamcl.train.model import Base
 
 Answered = tuple[Request, Response]
 
@@ -67,11 +67,11 @@ def test_answers_name_the_version_that_made_them(
 
 
 def watched(midway: threading.Event) -> type[Engine]:
-    """The engine itself; `midway` is set once the new adapter lies in the idle slot."""
+    """The engine itself; `midway` is set once the new adapter lies in its slot."""
 
     class WatchedSlots(Slots):
-        def write(self, adapter: Adapter) -> None:
-            super().write(adapter)
+        def write(self, slot: str, adapter: Adapter) -> None:
+            super().write(slot, adapter)
             midway.set()
 
     class Watched(Engine):
@@ -84,14 +84,12 @@ def sound(base: Base, midway: threading.Event) -> Engine:
     return watched(midway)(base, LORA)
 
 
-def copies_into_the_active_slot(base: Base, midway: threading.Event) -> Engine:
+def copies_into_the_slot_in_use(base: Base, midway: threading.Event) -> Engine:
     class Overwritten(Slots):
-        def write(self, adapter: Adapter) -> None:
-            write(params_of(self.model, self.active), adapter.params)
+        def write(self, slot: str, adapter: Adapter) -> None:
+            super().write(slot, adapter)
+            super().write(self.names[-1], adapter)  # where the first version went
             midway.set()
-
-        def flip(self) -> None:
-            self.model.base_model.enable_adapter_layers()
 
     class Broken(Engine):
         slots = Overwritten
@@ -99,10 +97,11 @@ def copies_into_the_active_slot(base: Base, midway: threading.Event) -> Engine:
     return Broken(base, LORA)
 
 
-def flips_within_a_batch(base: Base, midway: threading.Event) -> Engine:
+def flips_what_is_under_way(base: Base, midway: threading.Event) -> Engine:
     class Broken(Engine):
-        def between_batches(self, call: Callable[[], object], **kwargs: object) -> None:
-            call()
+        def flip(self, number: int) -> None:
+            super().flip(number)
+            self._slots.use(self._loaded.live.place)
             midway.set()
 
     return Broken(base, LORA)
@@ -152,8 +151,8 @@ def answer_while_loading(
     ("build", "wrong"),
     [
         (sound, 0),
-        (copies_into_the_active_slot, 1),
-        (flips_within_a_batch, 1),
+        (copies_into_the_slot_in_use, 1),
+        (flips_what_is_under_way, 1),
         (labels_outside_the_compute_call, 1),
     ],
 )

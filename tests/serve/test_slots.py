@@ -84,29 +84,31 @@ def test_logits_are_those_of_peft_whatever_form_follows_which(
     base, slots_base = fresh_base(), fresh_base()
     inputs = encode(base.processor, QUESTION, context=256).inputs
     bare = base.model(**inputs).logits
-    slots = Slots(slots_base.model, LORA.config())
+    slots = Slots(slots_base.model, LORA.config(), count=3)
     torch.testing.assert_close(slots.model(**inputs).logits, bare)
-    for seed, name in enumerate(["other scale", "same", "higher rank", "same", "other layers", "lower rank", "same"]):
-        folder = version_folder(seed, FORMS[name])
+    expected = {}
+    order = ["other scale", "same", "higher rank", "same", "other layers", "lower rank", "same"]
+    for seed, name in enumerate(order):
+        folder, slot = version_folder(seed, FORMS[name]), slots.names[seed % 3]
         adapter = read_adapter(files_of(folder))
-        if not slots.fits(adapter):
-            slots.rebuild(adapter)
-        slots.write(adapter)
-        slots.flip()
-        reference = PeftModel.from_pretrained(fresh_base().model, folder).eval()
-        expected = reference(**inputs).logits
-        torch.testing.assert_close(slots.model(**inputs).logits, expected, atol=1e-5, rtol=0)
-        assert (expected - bare).abs().max() > 0.01
-    slots.bare()
+        if not slots.fits(slot, adapter):
+            slots.rebuild(slot, adapter)
+        slots.write(slot, adapter)
+        expected[slot] = PeftModel.from_pretrained(fresh_base().model, folder).eval()(**inputs).logits
+        for known, logits in expected.items():
+            slots.use(known)
+            torch.testing.assert_close(slots.model(**inputs).logits, logits, atol=1e-5, rtol=0)
+        assert (expected[slot] - bare).abs().max() > 0.01
+    slots.use(None)
     torch.testing.assert_close(slots.model(**inputs).logits, bare)
 
 
 def test_what_training_and_peft_write_fits_a_slot_as_it_is(
     fresh_base: Callable[[], Base], versions: Mapping[int, Files]
 ) -> None:
-    slots = Slots(fresh_base().model, LORA.config())
+    slots = Slots(fresh_base().model, LORA.config(), count=2)
     by_peft = read_adapter(versions[1])
     by_training = read_adapter(to_files(LORA, to_bytes(by_peft.params)))
-    assert slots.fits(by_peft)
-    assert slots.fits(by_training)
-    assert not slots.fits(read_adapter(to_files(replace(LORA, r=8), to_bytes(by_peft.params))))
+    assert slots.fits(slots.names[0], by_peft)
+    assert slots.fits(slots.names[0], by_training)
+    assert not slots.fits(slots.names[0], read_adapter(to_files(replace(LORA, r=8), to_bytes(by_peft.params))))
