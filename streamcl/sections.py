@@ -9,6 +9,7 @@ from streamcl import detect, strategies
 from streamcl.detect import DetectorKind
 from streamcl.errors import ConfigError
 from streamcl.serve.keys import KeysConfig
+from streamcl.serve.quota import PushConfig
 from streamcl.strategies import Strategy
 from streamcl.stream import Source
 from streamcl.train.loop import TrainConfig
@@ -89,6 +90,7 @@ class ServeConfig:
     slots: int = 4
     """Versions that lie in memory side by side on each replica, at least 2."""
     keys: KeysConfig = field(default_factory=KeysConfig)
+    push: PushConfig = field(default_factory=PushConfig)
 
     def __post_init__(self) -> None:
         if self.slots < 2:

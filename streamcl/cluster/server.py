@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 
+from streamcl.cluster import push
 from streamcl.errors import ConfigError, StoreError
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
@@ -25,6 +26,7 @@ from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.serve.engine import Engine, Request, Response
 from streamcl.serve.openai import build_app
+from streamcl.stream import Push
 from streamcl.train.model import load_base
 from streamcl.types import Version
 
@@ -117,6 +119,8 @@ def start(config: Config) -> Any:
         ray_actor_options={"num_cpus": 0.5, "num_gpus": 0},
         graceful_shutdown_timeout_s=5.0,
     )
+    if isinstance(config.source, Push):
+        push.start(config.store.path, settings.push, settings.keys, config.source.limits)
     return serve.run(deployment.bind(config), name=APP, route_prefix="/")
 
 

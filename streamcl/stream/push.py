@@ -20,11 +20,13 @@ from streamcl.types import DeadLetter, Sample, to_batch
 POLL_BYTES = 32 * 2**20
 """A poll ends once it has gathered this much of records."""
 IDLE_S = 1.0
+FIELDS = ("schema", "id", "messages", "images", "task", "time")
 
 
 def record_bytes(record: Mapping[str, Any], producer: str) -> bytes:
-    """A record as the log keeps it, with who posted it."""
-    return json.dumps({"producer": producer, "record": record}, separators=(",", ":")).encode()
+    """A record as the log keeps it, with who posted it. Fields that `decode` ignores are left out."""
+    kept = {name: record[name] for name in FIELDS if name in record}
+    return json.dumps({"producer": producer, "record": kept}, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
