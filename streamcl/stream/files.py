@@ -4,44 +4,72 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import fsspec
 import pyarrow as pa
 
-from streamcl.errors import BadSample, SourceError
-from streamcl.stream.base import Polled, Source
-from streamcl.stream.deadletter import payload
-from streamcl.stream.decode import decode
+from streamcl.errors import ConfigError, SourceError
+from streamcl.stream.door import Door
 from streamcl.stream.folder import Folder
-from streamcl.stream.formats import Row, jsonl_rows, parquet_rows
-from streamcl.stream.isolate import CHILD
+from streamcl.stream.formats import Row, json_rows, text_rows
+from streamcl.stream.growing import Growing
+from streamcl.stream.inflate import CODECS, Inflated
 from streamcl.stream.limits import Limits
-from streamcl.types import DeadLetter, Sample, to_batch
+from streamcl.stream.reader import DoorReader
+from streamcl.stream.shapes import check_columns
+from streamcl.stream.tables import Block, arrow_blocks, parquet_blocks
+from streamcl.stream.webdataset import tar_rows
 
-ROWS = {".parquet": parquet_rows, ".jsonl": jsonl_rows, ".json": jsonl_rows}
-ALLOWED = f"a file, folder or glob with {', '.join(ROWS)}"
-POLL_BYTES = 32 * 2**20
-"""A poll ends once it has gathered this much of images."""
+TABLES: Mapping[str, Callable[..., Iterator[Block | Row]]] = {
+    ".parquet": parquet_blocks, **dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), arrow_blocks)
+}  # fmt: skip
+TEXTS: Mapping[str, Callable[..., Iterator[Row | None]]] = {
+    ".jsonl": text_rows, ".ndjson": text_rows, ".json": json_rows, ".tar": tar_rows
+}  # fmt: skip
+ALLOWED = f"a file, folder or glob with {', '.join((*TABLES, *TEXTS))}; the latter also with {' or '.join(CODECS)}"
+TAIL_S = 2.0
+"""How long a file that has nothing now may hold the others of a tailed folder back."""
+UNREADABLE = (OSError, EOFError, MemoryError, pa.ArrowException)
+SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 
 
 @dataclass(frozen=True)
-class Files(Source):
-    """Parquet and JSON Lines files. Each is a partition named by its path under the root; a position counts its rows.
+class Files:
+    """Files of samples. Each is a partition named by its path under the root; a position counts its rows.
 
-    The root is the folder, or what stands before a glob's first wildcard, or the one file's folder. A record holds an
-    image as bytes or base64 text, or names it: {"path": "images/fox.png"}, a key under the root. Of a folder or glob,
-    names that begin with "." or "_" are left out, as Spark and Arrow do. Files may be added between runs, not changed
-    or removed. All are held open at once.
+    Parquet, Arrow IPC, WebDataset tar, JSON Lines, and JSON arrays such as LLaVA's. The root is the folder, or what
+    stands before a glob's first wildcard, or the one file's folder. A record holds an image as bytes or base64 text, or
+    names it: {"path": "images/fox.png"}, a key under `images`. Of a folder or glob, names that begin with "." or "_"
+    are left out, as Spark and Arrow do. Files may be added, not changed or removed.
     """
 
     path: str
-    """fsspec URL of a file, a folder or a glob: data/, s3://bucket/*.parquet, x.jsonl (or x.json: a record a line)."""
+    """fsspec URL of a file, a folder or a glob: data/, s3://bucket/*.parquet, x.jsonl.gz. Credentials are fsspec's to
+    find in the environment (AWS_ACCESS_KEY_ID, FSSPEC_S3_ENDPOINT_URL, ...), and may not stand here."""
     limits: Limits = field(default_factory=Limits)
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our names of a record's fields, and the files' own: {messages: chat, images: pictures, id: uid}."""
+    images: str | None = None
+    """fsspec URL of the folder that records name images in; None: the root."""
+    tail: bool = False
+    """Never end: read files that are added, and lines that are written to .jsonl files. Others must appear whole: write
+    them under a name that begins with "." or "_", and rename them."""
     name: str = "files"
     """Goes into each sample's `source`."""
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns)
+        for url in (self.path, self.images or ""):
+            if SECRET.search(url):
+                shown = SECRET.sub("***@", url)
+                raise ConfigError(f"{shown} holds a password: leave it out, fsspec finds it in the environment")
+
+    @property
+    def idle_s(self) -> float | None:
+        """See `Source`."""
+        return TAIL_S if self.tail else None
 
     def partitions(self) -> list[str]:
         """Paths under the root, sorted.  Raises SourceError."""
@@ -49,29 +77,29 @@ class Files(Source):
         try:
             folder.fs.invalidate_cache()
             found = folder.fs.glob(pattern) if _wild(pattern) else folder.fs.find(pattern)
-        except OSError as error:
-            raise self._unreadable(error) from error
+        except UNREADABLE as error:
+            raise self.unreadable(error) from error
         names = sorted(path[len(folder.root) :].lstrip("/") for path in map(folder.fs._strip_protocol, found))
         if found != [pattern]:
             names = [name for name in names if not any(part[0] in "._" for part in name.split("/"))]
-        known = [name for name in names if _suffix(name) in ROWS]
-        if not known:
+        known = [name for name in names if readable(name)]
+        if not known and not self.tail:
             others = f" among {len(names)}, such as {names[0]!r}" if names else ""
             raise SourceError(f"{self.path}: no file to read{others}. Name {ALLOWED}")
         return known
 
-    def open(self, partition: str, position: int) -> FileReader:
+    def open(self, partition: str, position: int) -> DoorReader:
         """Reads a file from a row on.  Raises SourceError."""
         folder, _ = self.resolved()
-        if _suffix(partition) not in ROWS:
+        if not readable(partition):
             raise SourceError(f"{self.path}: {partition!r} has an unknown suffix. Name {ALLOWED}")
-        where = f"{self.path}: {partition!r}"
-        try:
-            file = folder.fs.open(f"{folder.root}/{partition}", "rb")
-            rows = ROWS[_suffix(partition)](file, position, where, self.limits)
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(error, partition) from error
-        return FileReader(self, folder, partition, position, rows)
+        pieces = self._pieces(folder, partition, position)
+        return DoorReader(self.door(), partition, position, pieces, lambda error: self.unreadable(error, partition))
+
+    def door(self) -> Door:
+        """What the files' records pass."""
+        root = self.resolved()[0] if self.images is None else self._folder(self.images)
+        return Door(self.name, self.limits, self.columns, root)
 
     def resolved(self) -> tuple[Folder, str]:
         """The root, and the path in the file system's own terms."""
@@ -81,68 +109,48 @@ class Files(Source):
                 root = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
             else:
                 root = path.rpartition("/")[0] if fs.isfile(path) else path.rstrip("/")
-        except (OSError, ValueError, ImportError) as error:
-            raise self._unreadable(error) from error
+        except (*UNREADABLE, ValueError, ImportError) as error:
+            raise self.unreadable(error) from error
         return Folder(fs, root), path
 
-    def _unreadable(self, error: Exception, partition: str = "") -> SourceError:
+    def _folder(self, url: str) -> Folder:
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+        except (*UNREADABLE, ValueError, ImportError) as error:
+            raise self.unreadable(error) from error
+        return Folder(fs, path.rstrip("/"))
+
+    def _pieces(self, folder: Folder, partition: str, position: int) -> Iterator[Block | Row | None]:
+        """The file's rows after the first `position`; the file is open from the first to the last of them."""
+        path, where = f"{folder.root}/{partition}", f"{self.path}: {partition!r}"
+        suffix, codec = _format(partition)
+        if self.tail and suffix in (".jsonl", ".ndjson") and not codec:
+            with Growing(folder.fs, path, where) as growing:
+                yield from text_rows(growing, position, where, self.limits, grows=True)
+            return
+        with folder.fs.open(path, "rb") as file:
+            if suffix in TABLES:
+                yield from TABLES[suffix](file, position, where, self.columns)
+            else:
+                yield from TEXTS[suffix](Inflated(file, codec) if codec else file, position, where, self.limits)
+
+    def unreadable(self, error: Exception, partition: str = "") -> SourceError:
         where = f"{self.path}: {partition!r}" if partition else self.path
         return SourceError(f"{where} cannot be read ({error}). Check path, rights and network, or restore the file")
 
 
-class FileReader:
-    """Decodes one file's rows, one after the other.  Mutates: `position`."""
-
-    def __init__(self, files: Files, folder: Folder, partition: str, position: int, rows: Iterator[Row]) -> None:
-        self.position = position
-        self._files, self._folder, self._partition, self._rows = files, folder, partition, rows
-
-    def poll(self, limit: int) -> Polled | None:
-        """The next rows; None at the end of the file.  Raises SourceError."""
-        good: list[Sample] = []
-        dead: list[DeadLetter] = []
-        size, position = 0, self.position
-        try:
-            while len(good) + len(dead) < limit and size < POLL_BYTES and (row := next(self._rows, None)) is not None:
-                taken = self._taken(row)
-                position = row.position
-                if isinstance(taken, DeadLetter):
-                    dead.append(taken)
-                else:
-                    good.append(taken)
-                    size += sum(map(len, taken.images))
-        except (OSError, pa.ArrowException) as error:
-            raise self._files._unreadable(error, self._partition) from error
-        self.position = position
-        return Polled(to_batch(good), tuple(dead)) if good or dead else None
-
-    def _taken(self, row: Row) -> Sample | DeadLetter:
-        source, partition = self._files.name, self._partition
-        try:
-            if isinstance(row.record, BadSample):
-                raise row.record
-            sample = decode(self._with_images(row.record), self._files.limits, prove=CHILD.prove)
-        except BadSample as error:
-            return DeadLetter(str(error), _name(row.record), source, partition, row.position, payload(row.raw))
-        return replace(sample, source=source, partition=partition, position=row.position)
-
-    def _with_images(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record with the bytes of those images that it names by key.  Raises BadSample."""
-        images, limits = record.get("images"), self._files.limits
-        if not isinstance(images, list) or len(images) > limits.images:
-            return record  # which is refused, so nothing is fetched
-        fetched = [self._folder.image(i, limits.image_bytes) if isinstance(i, Mapping) else i for i in images]
-        return {**record, "images": fetched}
+def readable(name: str) -> bool:
+    """Whether a file of this name is read."""
+    suffix, codec = _format(name)
+    return suffix in TEXTS or (suffix in TABLES and not codec)
 
 
-def _name(record: Mapping[str, Any] | BadSample) -> str:
-    """The id that a refused record gives itself, as far as it is one."""
-    name = None if isinstance(record, BadSample) else record.get("id")
-    return name[:256].encode("ascii", "backslashreplace").decode() if isinstance(name, str) else ""
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _format(name: str) -> tuple[str, str]:
+    """The suffix that says the format, and the codec that it is compressed with, or ""."""
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix in CODECS:
+        return os.path.splitext(stem)[1], CODECS[suffix]
+    return suffix, ""
 
 
 def _wild(path: str) -> bool:

@@ -1,27 +1,23 @@
-"""The raw rows of one Parquet or JSON Lines file, from any row on, without loading the file."""
+"""The raw rows of one text file, from any row on, without loading the file: JSON Lines, or one JSON array."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from streamcl.errors import BadSample, SourceError
 from streamcl.stream.deadletter import refuse
 from streamcl.stream.limits import Limits
 
-COLUMNS = ("schema", "id", "messages", "images", "task", "time")
-"""What is read of a Parquet file. Source, partition and position are where a row lies, not what it says of itself."""
-PARQUET_ROWS = 32
-"""Rows that are in memory at once, raw. Few: a page of one kilobyte can name the same 8 MiB image in every row."""
-FOOTER_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
+OUTSIDE = re.compile(rb'["\[\]{},]')
+"""What matters between the strings of a JSON text."""
+INSIDE = re.compile(rb'["\\]')
+"""What matters inside one."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +32,31 @@ class Row:
     """The row as it came, for a dead letter."""
 
 
-def jsonl_rows(file: Any, start: int, where: str, limits: Limits) -> Iterator[Row]:
-    """The lines after the first `start`. Those are read over, not parsed. Blank lines count, and give no row."""
-    lines = _lines(io.BufferedReader(file, BLOCK_BYTES), limits.record_bytes)
-    for skipped in range(start):
-        if next(lines, None) is None:
-            raise shorter(where, skipped, start)
-    return (
-        Row(position, _parsed(line, limits), line.rstrip(b"\r\n"))
-        for position, line in enumerate(lines, start + 1)
-        if line.strip()
-    )
+def numbered(pieces: Iterator[bytes | None], start: int, where: str) -> Iterator[tuple[int, bytes | BadSample | None]]:
+    """The pieces after the first `start`, each with its position; None, which has none, is nothing now.
+
+    A piece that cannot be had (BadSample) is the last: what follows it cannot be had either.  Raises SourceError.
+    """
+    position = 0
+    while position < start:
+        try:
+            if next(pieces, None) is None:
+                raise shorter(where, position, start)
+        except BadSample:
+            if position + 1 < start:
+                raise shorter(where, position, start) from None
+            return
+        position += 1
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration:
+            return
+        except BadSample as error:
+            yield position + 1, error
+            return
+        position += piece is not None
+        yield position, piece
 
 
 def shorter(where: str, rows: int, position: int) -> SourceError:
@@ -54,6 +64,34 @@ def shorter(where: str, rows: int, position: int) -> SourceError:
         f"{where} changed under a committed position: it has {rows} rows, and {position} have been read. "
         "Files may be added, not cut or replaced: restore it, or start a new run"
     )
+
+
+def text_rows(file: Any, start: int, where: str, limits: Limits, *, grows: bool = False) -> Iterator[Row | None]:
+    """The lines after the first `start`. Those are read over, not parsed. Blank lines count, and give no row.
+
+    `grows`: a last line without its end is not there yet, and None is given where there is nothing now.
+    """
+    buffered = io.BufferedReader(file, BLOCK_BYTES)
+    lines = _growing(buffered, limits.record_bytes) if grows else _lines(buffered, limits.record_bytes)
+    return _rows(lines, start, where, limits)
+
+
+def json_rows(file: Any, start: int, where: str, limits: Limits) -> Iterator[Row | None]:
+    """The elements of one JSON array after the first `start`; or lines, if the text does not begin with "["."""
+    buffered = io.BufferedReader(file, BLOCK_BYTES)
+    if buffered.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        return _rows(elements(buffered, limits.record_bytes), start, where, limits)
+    return _rows(_lines(buffered, limits.record_bytes), start, where, limits)
+
+
+def _rows(pieces: Iterator[bytes | None], start: int, where: str, limits: Limits) -> Iterator[Row | None]:
+    for position, piece in numbered(pieces, start, where):
+        if piece is None:
+            yield None
+        elif isinstance(piece, BadSample):
+            yield Row(position, piece, b"")
+        elif piece.strip():
+            yield Row(position, parsed(piece, limits), piece.strip(b"\r\n"))
 
 
 def _lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
@@ -64,9 +102,66 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
             line = file.readline(BLOCK_BYTES)
 
 
-def _parsed(line: bytes, limits: Limits) -> Mapping[str, Any] | BadSample:
+def _growing(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Each line that is there to its end, at most `limit` + 1 bytes of it; None while there is none."""
+    line = bytearray()
+    while True:
+        part = file.readline(BLOCK_BYTES)
+        line += part[: limit + 1 - len(line)]
+        if part.endswith(b"\n"):
+            yield bytes(line)
+            line = bytearray()
+        elif not part:
+            yield None
+
+
+def elements(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Each element of the array that the file holds, at most `limit` + 1 bytes of it.  Raises BadSample for no array.
+
+    Elements are told apart by their brackets alone, so that a broken one does not take the next ones along.
+    """
+    depth, quoted, part = 0, False, bytearray()
+    carried = b""  # of a backslash at a block's end
+    while block := file.read(BLOCK_BYTES):
+        block, carried = carried + block, b""
+        at = begun = 0
+        while found := (INSIDE if quoted else OUTSIDE).search(block, at):
+            mark, at = found[0], found.end()
+            if mark == b"\\":
+                at += 1
+            elif mark == b'"':
+                quoted = not quoted
+            elif mark == b"," and depth == 1:
+                yield bytes(_kept(part, block[begun : at - 1], limit))
+                part, begun = bytearray(), at
+            elif mark != b",":
+                depth += 1 if mark in b"[{" else -1
+                if depth == 1 and mark == b"[":
+                    begun = at
+                if not depth:
+                    yield from filter(bytes.strip, [bytes(_kept(part, block[begun : at - 1], limit))])
+                    _nothing_follows(block[at:], file)
+                    return
+        if at > len(block):
+            block, carried = block[:-1], block[-1:]
+        _kept(part, block[begun:], limit)
+    raise refuse("schema", "the file ends within its JSON array; what follows the last whole element is lost")
+
+
+def _kept(part: bytearray, more: bytes, limit: int) -> bytearray:
+    part += more[: limit + 1 - len(part)]
+    return part
+
+
+def _nothing_follows(rest: bytes, file: BinaryIO) -> None:
+    if rest.strip() or file.read(BLOCK_BYTES).strip():
+        raise refuse("schema", "something follows the JSON array; need one array, or one object a line")
+
+
+def parsed(line: bytes, limits: Limits) -> Mapping[str, Any] | BadSample:
+    """The JSON object in `line`, or why there is none."""
     if len(line) > limits.record_bytes:
-        return refuse("too_large", f"a line of more than {limits.record_bytes} bytes")
+        return refuse("too_large", f"a record of more than {limits.record_bytes} bytes")
     if (values := sum(map(line.count, (b",", b"[", b"{")))) > limits.record_values:
         return refuse("too_large", f"{values} commas and brackets; at most {limits.record_values} are allowed")
     try:
@@ -74,87 +169,9 @@ def _parsed(line: bytes, limits: Limits) -> Mapping[str, Any] | BadSample:
     except UnicodeDecodeError as error:
         return refuse("utf8", f"{error.reason} at byte {error.start}")
     except ValueError as error:
-        return refuse("schema", f"not JSON, one object a line: {error}")
+        return refuse("schema", f"not JSON, one object a line or an array of objects: {error}")
     except RecursionError:
         return refuse("schema", "JSON nested too deeply")
     if not isinstance(record, dict):
         return refuse("schema", f"a JSON {type(record).__name__}; need one object a line")
     return record
-
-
-def parquet_rows(file: Any, start: int, where: str, limits: Limits) -> Iterator[Row]:
-    """The rows after the first `start`. Row groups before it are not read."""
-    del limits  # of a record as text; a row's own are checked when it is decoded
-    _refuse_extensions(file, where)
-    parquet = pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
-    schema = parquet.schema_arrow
-    if "messages" not in schema.names:
-        raise SourceError(f"{where} has columns {', '.join(schema.names)[:200]}; need messages, may have {COLUMNS}")
-    columns = [name for name in COLUMNS if name in schema.names]
-    for name in columns:
-        if not _plain(schema.field(name).type):
-            kind = schema.field(name).type
-            raise SourceError(f"{where}: column {name} is {kind}; need texts, bytes, numbers, lists or structs")
-    if parquet.metadata.num_rows < start:
-        raise shorter(where, parquet.metadata.num_rows, start)
-    return _batches_rows(parquet, columns, start)
-
-
-def _batches_rows(parquet: pq.ParquetFile, columns: list[str], start: int) -> Iterator[Row]:
-    position = 0
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if position + rows <= start:
-            position += rows
-            continue
-        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            skip = min(max(start - position, 0), batch.num_rows)
-            position += skip
-            for record in _records(batch.slice(skip)):
-                position += 1
-                raw = {} if isinstance(record, BadSample) else record
-                yield Row(position, record, raw)
-
-
-def _records(batch: pa.RecordBatch) -> list[Mapping[str, Any] | BadSample]:
-    """The rows of a batch. Only Python looks whether Parquet's texts are UTF-8; a row that is not must stand alone."""
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [refuse("utf8", f"a text is not UTF-8: {error.reason} at byte {error.start}")]
-        return [record for i in range(batch.num_rows) for record in _records(batch.slice(i, 1))]
-
-
-def _plain(kind: pa.DataType) -> bool:
-    """Whether every value of this Arrow type becomes a plain Python value."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_nested(kind) and not pa.types.is_map(kind) and not pa.types.is_union(kind):
-        return all(_plain(kind.field(i).type) for i in range(kind.num_fields))
-    tests: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
-        pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null,
-    )  # fmt: skip
-    return any(test(kind) for test in tests)
-
-
-def _refuse_extensions(file: Any, where: str) -> None:
-    """Refuse Arrow extension types before Arrow sees them: some that a process may have registered run code when read.
-
-    They are named in the footer, in base64, so the name is looked for at each of the three alignments base64 has.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 8))
-    tail = file.read(8)
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] != b"PAR1" or length > min(size - 8, FOOTER_BYTES):
-        raise SourceError(f"{where} is not a Parquet file, is cut short, or is encrypted; write it anew")
-    file.seek(size - 8 - length)
-    footer = file.read(length)
-    file.seek(0)
-    name = b"ARROW:extension:name"
-    for shift in range(3):
-        encoded = base64.b64encode(bytes(shift) + name)
-        if encoded[(8 * shift + 5) // 6 : (shift + len(name)) * 8 // 6] in footer:
-            raise SourceError(f"{where} holds Arrow extension types, which can run code when read; need plain columns")

@@ -150,7 +150,7 @@ def test_a_line_beyond_the_limit_is_dropped_in_pieces_and_the_next_one_read(tmp_
     write_jsonl(tmp_path / "a.jsonl", b"[" * (limits.record_bytes + 3 * 2**20), conversation("next", 0))
     good, dead = read(Files(str(tmp_path), limits))
     assert [(s.id, s.position) for s in good] == [("next", 2)]
-    assert dead[0].reason.startswith("too_large: a line")
+    assert dead[0].reason.startswith("too_large: a record")
 
 
 def test_byte_order_mark_and_windows_line_ends_are_read_over(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def rotten_pages(root: Path) -> None:
 CANNOT_BE_READ: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "nothing there": ("none/", lambda root: None, "no file to read.*Name a file, folder or glob"),
     "an empty folder": ("", lambda root: None, "no file to read"),
-    "only other suffixes": ("", lambda root: (root / "a.csv").touch(), "such as 'a.csv'.*parquet, .jsonl, .json"),
+    "only other suffixes": ("", lambda root: (root / "a.csv").touch(), "such as 'a.csv'.*parquet, .*jsonl, .*json"),
     "a file with another suffix": ("a.csv", lambda root: (root / "a.csv").touch(), "such as 'a.csv'"),
     "text called parquet": ("", lambda root: parquet(root, b"x" * 99), "not a Parquet file"),
     "empty parquet": ("", lambda root: parquet(root, b""), "not a Parquet file"),
@@ -277,7 +277,7 @@ def test_a_removed_file_with_a_committed_position_stops_the_stream(tmp_path: Pat
     with pytest.raises(SourceError, match=r"no longer has partition 'old.jsonl'"):
         read(Files(str(tmp_path)), {"old.jsonl": 1})
     with pytest.raises(SourceError, match="cannot be read"):
-        Files(str(tmp_path)).open("old.jsonl", 1)
+        Files(str(tmp_path)).open("old.jsonl", 1).poll(1)
 
 
 def test_a_poll_is_bounded_in_bytes(tmp_path: Path) -> None:
@@ -293,6 +293,9 @@ def test_a_record_may_have_an_unfetched_image_only_within_the_limit(tmp_path: Pa
     assert read(Files(str(tmp_path)))[1][0].reason.startswith("too_large: 9 images")
 
 
-def test_a_json_array_in_one_file_says_one_object_a_line(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([conversation("a", 0)]))
-    assert "one object a line" in read(Files(str(tmp_path)))[1][0].reason
+def test_a_json_array_is_read_from_json_but_is_no_line(tmp_path: Path) -> None:
+    for name in ("a.json", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps([conversation(name, 0)]))
+    good, dead = read(Files(str(tmp_path)))
+    assert [s.id for s in good] == ["a.json"]
+    assert "one object a line" in dead[0].reason
