@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"cluster"},
     {"learner", "report"},
-    {"status"},
+    {"status", "inspection"},
     {"console"},
     {"run"},
     {"cli"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamcl.cli import deadletter, versions
+from streamcl.cli import data, deadletter, versions
 from streamcl.cli.base import AsJson, File, Overrides
 from streamcl.errors import ConfigError, StreamclError
 
@@ -26,6 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 ))  # fmt: skip
 app.add_typer(versions.app, name="versions")
 app.add_typer(deadletter.app, name="deadletter")
+app.command("inspect")(data.inspect)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import fsspec
 import pyarrow as pa
 
 from streamcl.errors import ConfigError, SourceError
+from streamcl.stream.base import Source
 from streamcl.stream.door import Door
 from streamcl.stream.folder import Folder
 from streamcl.stream.formats import Row, json_rows, text_rows
@@ -36,7 +37,7 @@ SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Files of samples. Each is a partition named by its path under the root; a position counts its rows.
 
     Parquet, Arrow IPC, WebDataset tar, JSON Lines, and JSON arrays such as LLaVA's. The root is the folder, or what
@@ -95,6 +96,17 @@ class Files:
             raise SourceError(f"{self.path}: {partition!r} has an unknown suffix. Name {ALLOWED}")
         pieces = self._pieces(folder, partition, position)
         return DoorReader(self.door(), partition, position, pieces, lambda error: self.unreadable(error, partition))
+
+    def schema(self, partition: str) -> dict[str, str]:
+        """The fields that are read of a file, and their types, by its first row.  Raises SourceError."""
+        try:
+            first = next(self._pieces(self.resolved()[0], partition, 0), None)
+        except UNREADABLE as error:
+            raise self.unreadable(error, partition) from error
+        if isinstance(first, Block):
+            return {field.name: str(field.type) for field in first.batch.schema}
+        record = first.record if isinstance(first, Row) and isinstance(first.record, Mapping) else {}
+        return {str(name): type(value).__name__ for name, value in record.items()}
 
     def door(self) -> Door:
         """What the files' records pass."""
