@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from streamcl.errors import BadSample
 from streamcl.stream.deadletter import refuse
-from streamcl.stream.formats import _parsed as parsed
+from streamcl.stream.formats import parsed
 from streamcl.stream.limits import Limits
 
 ARROW = b"\xff\xff\xff\xff"

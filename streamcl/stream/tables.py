@@ -115,7 +115,7 @@ def _plain(kind: pa.DataType) -> bool:
     """Whether every value of this Arrow type becomes a plain Python value."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
-    if pa.types.is_nested(kind) and not pa.types.is_map(kind) and not pa.types.is_union(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind):
         return all(_plain(kind.field(i).type) for i in range(kind.num_fields))
     tests: tuple[Callable[[pa.DataType], bool], ...] = (
         pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
