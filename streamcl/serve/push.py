@@ -36,7 +36,7 @@ from streamcl.serve.errors import ApiError
 from streamcl.serve.keys import Keys
 from streamcl.serve.quota import PushConfig, Quotas
 from streamcl.stream.decode import decode
-from streamcl.stream.formats import _parsed as parsed
+from streamcl.stream.formats import parsed
 from streamcl.stream.limits import Limits
 from streamcl.stream.push import record_bytes
 from streamcl.stream.wal import Wal
