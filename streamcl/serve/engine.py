@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from streamcl.errors import Busy, NoSuchVersion, NotFinite, StreamclError
-from streamcl.serve.generate import Prompt, Request, Response, complete, encode
+from streamcl.serve.batch import Answer, Batch, Listen, Row
+from streamcl.serve.generate import Prompt, Request, Response, encode
 from streamcl.serve.loaded import Held, Label, Loaded
 from streamcl.serve.slots import Slots, read_adapter
 from streamcl.train.model import Base, LoRA
@@ -29,21 +29,23 @@ def nothing(number: int) -> tuple[str, Mapping[str, bytes]]:
     raise NoSuchVersion(f"version {number} is not loaded here, and nothing says where to find it")
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """What the compute thread does in one go: `run` gives one result per future."""
+class _Asked(NamedTuple):
+    """A request that waits."""
 
-    run: Callable[[], Sequence[Any]]
-    futures: Sequence[Future[Any]]
+    prompt: Prompt
+    pinned: Held | None
+    answer: Answer
+    listen: Listen
 
 
 class Engine:
     """Answers requests while versions come and go. Mutates `base.model`, which is the engine's own from now on.
 
-    One compute thread runs the model. Up to `slots` versions lie in memory side by side, and any of them answers the
-    requests that are pinned to it (`Request.version`); one is live and answers all others. `load` puts a version beside
-    them, `flip` makes a loaded one live: a label that is changed between two steps, so it takes no time. A request
-    keeps the version it began with to its last token, and its answer names that one.
+    One compute thread runs the model: requests join and leave its batch between two steps, of one token each. Up to
+    `slots` versions lie in memory side by side, and any of them answers the requests that are pinned to it
+    (`Request.version`); one is live and answers all others. `load` puts a version beside them, `flip` makes a loaded
+    one live: a label that changes between two steps, so it takes no time. A request keeps the version it began with to
+    its last token, and its answer names that one.
 
     A request that is submitted after `flip` (or `load`) has returned is answered by that version or a later one, unless
     it is pinned. A version leaves memory only when its slot is wanted, it is not live and no request needs it; the one
@@ -63,9 +65,10 @@ class Engine:
         self._loading, self._encoding = threading.RLock(), threading.Lock()
         self._wake = threading.Condition()
         """Guards all that follows, and the table of versions."""
-        self._waiting: deque[tuple[Prompt, Held | None, Future[Response]]] = deque()
-        self._calls: deque[_Turn] = deque()
+        self._waiting: deque[_Asked] = deque()
+        self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._closed = False
+        self._batch = Batch(self._slots, base.processor.tokenizer)
         self._thread = threading.Thread(target=self._work, name="streamcl-compute", daemon=True)
         self._thread.start()
 
@@ -80,23 +83,23 @@ class Engine:
         with self._wake:
             return self._loaded.labels
 
-    def submit(self, request: Request) -> Future[Response]:
+    def submit(self, request: Request, listen: Listen = lambda piece, label: None) -> Answer:
         """The answer to come. Decodes, tokenizes, and fetches a pinned version, in the caller's thread.
 
-        Raises BadSample; for a pinned version NoSuchVersion, Corrupt, ConfigError, NotFinite, or Busy when every slot
-        holds a version that is needed.
+        `listen` hears the text as it comes, on the compute thread: it must be quick. Raises BadSample; for a pinned
+        version NoSuchVersion, Corrupt, ConfigError, NotFinite, or Busy when every slot holds a version that is needed.
         """
         held = None if request.version is None else self._pinned(request.version)
         try:
             reserved = (held or self._loaded.live).reserved
             with self._encoding:  # a fast tokenizer must not be used by two threads
                 prompt = encode(self._base.processor, request, context=self._context - reserved)
-            future: Future[Response] = Future()
-            self._put(lambda: self._waiting.append((prompt, held, future)))
+            asked = _Asked(prompt, held, Answer(), listen)
+            self._put(lambda: self._waiting.append(asked))
         except BaseException:
             self._give(held)
             raise
-        return future
+        return asked.answer
 
     def answer(self, requests: Sequence[Request]) -> list[Response]:
         """The answers, in order: for replays and audits."""
@@ -133,28 +136,31 @@ class Engine:
         """
         held = self._pinned(self.version[0] if number is None else number)
         try:
-            self.between_batches(partial(self._forward, held), timeout_s=timeout_s)
+            self.between_steps(partial(self._forward, held), timeout_s=timeout_s)
         finally:
             self._give(held)
 
-    def between_batches(self, call: Callable[[], Any], *, timeout_s: float | None = None) -> None:
-        """Runs `call` on the compute thread, before the requests that wait, and raises what it raises."""
+    def between_steps(self, call: Callable[[], Any], *, timeout_s: float | None = None) -> None:
+        """Runs `call` on the compute thread, before the next step, and raises what it raises."""
         future: Future[None] = Future()
-        self._put(lambda: self._calls.append(_Turn(lambda: [call()], [future])))
+        self._put(lambda: self._calls.append((call, future)))
         future.result(timeout_s)
 
     def close(self) -> None:
-        """Ends the compute thread after the batch at hand; requests that still wait are told so."""
+        """Ends the compute thread after the step at hand; requests without an answer are told so."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
         self._thread.join()
-        left = [future for *_, future in self._waiting] + [future for turn in self._calls for future in turn.futures]
+        ended = StreamclError("the engine was closed before it answered; send the request again")
+        for row in self._batch.clear():
+            row.answer.set_exception(ended)
+        left = [*(asked.answer for asked in self._waiting), *(future for _, future in self._calls)]
         self._waiting.clear()
         self._calls.clear()
         for future in left:
             if future.set_running_or_notify_cancel():
-                future.set_exception(StreamclError("the engine was closed before it answered; send the request again"))
+                future.set_exception(ended)
 
     # --- versions ----------------------------------------------------------------------------------------------
 
@@ -168,7 +174,7 @@ class Engine:
                 pool = self._slots.pool(adapter)
             else:
                 if not self._slots.fits(slot, adapter):
-                    self.between_batches(partial(self._slots.rebuild, slot, adapter))
+                    self.between_steps(partial(self._slots.rebuild, slot, adapter))
                 self._slots.write(slot, adapter)
         except BaseException:
             with self._wake:
@@ -225,16 +231,6 @@ class Engine:
         if not torch.isfinite(logits).all():
             raise NotFinite(f"version {held.label[0]} answers with NaN or infinity; roll back")
 
-    def _answer(self, held: Held, prompts: Sequence[Prompt]) -> list[Response]:
-        number, digest = held.label
-        try:
-            self._slots.use(held.place)
-            tokenizer = self._base.processor.tokenizer
-            return complete(self._slots.model, tokenizer, prompts, version=number, digest=digest) if prompts else []
-        finally:
-            for _ in prompts:
-                self._give(held)
-
     def _put(self, append: Callable[[], None]) -> None:
         with self._wake:
             if self._closed:
@@ -242,35 +238,54 @@ class Engine:
             append()
             self._wake.notify_all()
 
-    def _next(self) -> _Turn | None:
-        """What to do next, or None at the end. Calls go first: a version change waits for one batch, not for all."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._calls or self._waiting)
-            if self._closed:
-                return None
-            if self._calls:
-                return self._calls.popleft()
-            first = self._waiting[0][1] or self._loaded.live
-            batch: list[tuple[Prompt, Future[Response]]] = []
-            while self._waiting and len(batch) < self._max_batch:
-                if (self._waiting[0][1] or self._loaded.live) is not first:
-                    break
-                prompt, pinned, future = self._waiting.popleft()
-                if future.set_running_or_notify_cancel():
-                    batch.append((prompt, future))
-                    if pinned is None:
-                        self._loaded.take(first)
-                elif pinned is not None:
-                    pinned.requests -= 1
-        return _Turn(partial(self._answer, first, [prompt for prompt, _ in batch]), [future for _, future in batch])
-
     def _work(self) -> None:
-        while (turn := self._next()) is not None:
-            try:
-                results = turn.run()
-            except BaseException as error:  # whatever it is, it is the callers' to see; this thread goes on
-                for future in turn.futures:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or self._calls or self._waiting or self._batch.rows)
+                if self._closed:
+                    return
+                calls, self._calls = self._calls, []
+                newcomers = self._admit()
+            for call, future in calls:
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # whatever it is, it is the caller's to see; this thread goes on
                     future.set_exception(error)
+            for held, rows in newcomers.items():
+                self._go(partial(self._batch.join, held, rows), rows)
+            self._end(self._batch.leave())
+            if self._batch.rows:
+                self._go(self._batch.step, self._batch.rows)
+                self._end(self._batch.leave())
+
+    def _admit(self) -> dict[Held, list[Row]]:
+        """The requests that join now, by version: the pinned one, or the one that is live at this moment."""
+        newcomers: dict[Held, list[Row]] = {}
+        room = self._max_batch - len(self._batch.rows)
+        while self._waiting and room:
+            asked = self._waiting.popleft()
+            if not asked.answer.set_running_or_notify_cancel():
+                self._give(asked.pinned)
+                continue
+            held = asked.pinned or self._loaded.take(self._loaded.live)
+            row = Row(asked.prompt, held, asked.answer, asked.listen, self._base.processor.tokenizer)
+            newcomers.setdefault(held, []).append(row)
+            room -= 1
+        return newcomers
+
+    def _go(self, move: Callable[[], None], rows: Sequence[Row]) -> None:
+        """Lets the batch make a move; if that fails, it fails for these rows, and for all of a batch left half-way."""
+        try:
+            move()
+        except BaseException as error:  # whatever it is, it is the callers' to see; this thread goes on
+            for row in {*rows, *self._batch.clear()}:
+                row.answer.set_exception(error)
+                self._give(row.held)
+
+    def _end(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._give(row.held)
+            if row.reason:
+                row.answer.set_result(row.response())
             else:
-                for future, result in zip(turn.futures, results, strict=True):
-                    future.set_result(result)
+                row.answer.set_exception(CancelledError())

@@ -1,4 +1,4 @@
-"""A batch of chat requests through one model: prompts as tensors, seeded sampling, where each answer ends.
+"""What the engine is asked and what it answers; prompts as tensors, and seeded draws.
 
 Shapes: N requests, L prompt tokens, V words of the vocabulary.
 """
@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from streamcl.errors import BadSample
 from streamcl.stream.images import FORMATS
 from streamcl.train.batch import chat
-from streamcl.train.prompts import prefixed
 from streamcl.types import Message
 
 
@@ -89,31 +87,7 @@ def encode(processor: Any, request: Request, *, context: int) -> Prompt:
     return prompt
 
 
-def complete(model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, version: int, digest: str) -> list[Response]:
-    """The answers of `model`, named as `version`, to one batch of prompts."""
-    eos = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    inputs = _stack(prompts, pad_id=pad_id)
-    weight = model.get_input_embeddings().weight
-    inputs = {name: x.to(weight.device, weight.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
-    inputs = prefixed(model, inputs)
-    requests = [prompt.request for prompt in prompts]
-    ends = _Ends(requests, tokenizer, start=inputs["input_ids"].shape[1], eos_ids=eos_ids)
-    settings = GenerationConfig(
-        max_new_tokens=max(request.max_tokens for request in requests),
-        do_sample=False,
-        pad_token_id=pad_id,
-        eos_token_id=sorted(eos_ids) or None,
-    )
-    model.generate(**inputs, generation_config=settings, logits_processor=[_Draw(requests)], stopping_criteria=[ends])
-    return [
-        Response(ends.texts[row], version, digest, ends.reasons[row], prompt.length, ends.tokens[row])
-        for row, prompt in enumerate(prompts)
-    ]
-
-
-def _stack(prompts: Sequence[Prompt], *, pad_id: int) -> dict[str, Tensor]:
+def stack(prompts: Sequence[Prompt], *, pad_id: int) -> dict[str, Tensor]:
     """Prompts as one batch: what is per token is padded on the left, the rest is joined."""
     width = max(prompt.length for prompt in prompts)
     batch: dict[str, Tensor] = {}
@@ -129,50 +103,20 @@ def _stack(prompts: Sequence[Prompt], *, pad_id: int) -> dict[str, Tensor]:
     return batch
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Turns greedy decoding into sampling, row by row. Mutates its generators.
+class Draw:
+    """Chooses a request's tokens: the most likely one, or a draw from its own seed. Mutates its generator.
 
-    The arg max of logits / temperature plus Gumbel noise is a draw from the softmax, and the noise comes from the row's
-    own generator: a request's draws do not depend on its neighbours.
+    The arg max of logits / temperature plus Gumbel noise is a draw from the softmax, and the noise comes from the
+    request's own generator: its draws do not depend on its neighbours.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.draws = [
-            (row, request.temperature, torch.Generator().manual_seed(request.seed))
-            for row, request in enumerate(requests)
-            if request.temperature > 0
-        ]
+    def __init__(self, request: Request) -> None:
+        self.temperature = request.temperature
+        self.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
 
-    def __call__(self, input_ids: Tensor, scores_NV: Tensor) -> Tensor:
-        scores_NV = scores_NV.clone()
-        for row, temperature, generator in self.draws:
-            noise_V = -torch.empty(scores_NV.shape[1]).exponential_(generator=generator).log()
-            scores_NV[row] = scores_NV[row] / temperature + noise_V.to(scores_NV)
-        return scores_NV
-
-
-class _Ends(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at its own limit, stop string or end of sequence. Mutates `texts`, `tokens` and `reasons`."""
-
-    def __init__(self, requests: Sequence[Request], tokenizer: Any, *, start: int, eos_ids: set[int]) -> None:
-        self.requests, self.tokenizer, self.start, self.eos_ids = requests, tokenizer, start, eos_ids
-        self.texts = [""] * len(requests)
-        self.tokens = [0] * len(requests)
-        self.reasons = [""] * len(requests)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
-            if not self.reasons[row]:
-                self._advance(row, ids)
-        return torch.tensor([bool(reason) for reason in self.reasons], device=input_ids.device)
-
-    def _advance(self, row: int, ids: list[int]) -> None:
-        request = self.requests[row]
-        ended, full = ids[-1] in self.eos_ids, len(ids) >= request.max_tokens
-        self.tokens[row] = len(ids)
-        if not (ended or full or request.stop):
-            return
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        cuts = [text.index(word) for word in request.stop if word in text]
-        self.texts[row] = text[: min(cuts)] if cuts else text
-        self.reasons[row] = "stop" if ended or cuts else "length" if full else ""
+    def noisy(self, logits_V: Tensor) -> Tensor:
+        """Scores whose arg max is the token."""
+        if self.generator is None:
+            return logits_V
+        noise_V = -torch.empty(len(logits_V)).exponential_(generator=self.generator).log()
+        return logits_V / self.temperature + noise_V.to(logits_V)

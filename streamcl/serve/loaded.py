@@ -27,7 +27,13 @@ class Held:
 
     @property
     def place(self) -> Place:
+        """What a prompt goes through."""
         return self.pool or self.slot
+
+    @property
+    def lora(self) -> str | None:
+        """The slot that the tokens after a prompt go through; none for a pool, which stands before the prompt."""
+        return None if self.pool else self.slot
 
     @property
     def reserved(self) -> int:

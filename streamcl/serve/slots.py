@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -82,6 +83,7 @@ class Slots:
         self.model.eval()
         self._shapes: dict[str, Mapping[str, Any]] = dict.fromkeys(self.names, shape)
         self._base = model
+        self._layers = self._found()
         self._used: Place = self.names[0]
         self.use(None)
 
@@ -92,15 +94,18 @@ class Slots:
     def rebuild(self, slot: str, adapter: Adapter) -> None:
         """Gives `slot` the form of `adapter`.  Raises ConfigError when the base has no such layers."""
         assert not isinstance(adapter.shape, Prompts), "a pool needs no slot"
+        self.use(next(name for name in self.names if name != slot))
         if self._shapes.pop(slot, None) is not None:
-            self.use(None)
             self.model.delete_adapter(slot)
         try:
             self.model.add_adapter(slot, peft.LoraConfig(**adapter.shape))
+            self._shapes[slot] = adapter.shape
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the adapter does not fit the base model: {error}") from error
-        self.model.eval()
-        self._shapes[slot] = adapter.shape
+        finally:  # layers that were added go through the new slot, whatever the others do
+            self.model.eval()
+            self._layers, self._used = self._found(), slot
+            self.use(None)
 
     def write(self, slot: str, adapter: Adapter) -> None:
         """Copies `adapter` into `slot`.  Raises ConfigError when names or shapes differ."""
@@ -118,11 +123,25 @@ class Slots:
         if place is self._used:
             return
         detach(self._base)
-        if isinstance(place, str):
-            self.model.base_model.enable_adapter_layers()
-            self.model.set_adapter(place, inference_mode=True)
-        else:
-            self.model.base_model.disable_adapter_layers()
+        for layer in self._layers:
+            layer.enable_adapters(isinstance(place, str))
+            if isinstance(place, str):
+                layer.set_adapter(place, inference_mode=True)
         if isinstance(place, Pool):
             attach(self._base, place)
         self._used = place
+
+    def rows(self, slots: Sequence[str | None]) -> dict[str, Any]:
+        """Has each row of the next forward pass go through its own slot, or the bare base; what to call it with.
+
+        For one new token a row: the layers before the language model do not see rows, but images.
+        """
+        if len(set(slots)) == 1:
+            self.use(slots[0])
+            return {}
+        self.use(next(slot for slot in slots if slot))
+        return {"adapter_names": [slot or "__base__" for slot in slots]}
+
+    def _found(self) -> list[BaseTunerLayer]:
+        """The adapted layers. Kept, for to look for them takes as long as a step of a small model."""
+        return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]

@@ -12,7 +12,7 @@ from tiny_llava import QUESTION, Files, ask, busy, digest, png
 
 from streamcl.errors import BadSample
 from streamcl.serve.engine import Engine, Request
-from streamcl.serve.generate import _Draw
+from streamcl.serve.generate import Draw
 from streamcl.types import Message, Part
 
 
@@ -38,8 +38,8 @@ def test_seeds_reproduce_and_differ(engine: Engine) -> None:
 
 def test_draws_follow_the_softmax() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0, 1.0]])
-    draw = _Draw([ask("x", temperature=0.5, seed=3)])
-    counts = np.bincount([int(draw(logits, logits).argmax()) for _ in range(20_000)], minlength=4)
+    draw = Draw(ask("x", temperature=0.5, seed=3))
+    counts = np.bincount([int(draw.noisy(logits[0]).argmax()) for _ in range(20_000)], minlength=4)
     np.testing.assert_allclose(counts / 20_000, torch.softmax(logits[0] / 0.5, 0).numpy(), atol=0.01)
 
 

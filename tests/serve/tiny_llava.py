@@ -106,7 +106,7 @@ def busy(engine: Engine) -> Iterator[None]:
         held.set()
         assert gate.wait(30)
 
-    holder = threading.Thread(target=engine.between_batches, args=(hold,))
+    holder = threading.Thread(target=engine.between_steps, args=(hold,))
     holder.start()
     assert held.wait(30)
     yield
