@@ -51,7 +51,12 @@ def payload(raw: bytes | Mapping[str, Any]) -> str:
     """The first characters of a raw record, for whoever repairs it; bytes that are not UTF-8 become `\\xff` escapes."""
     if isinstance(raw, bytes):
         return raw[:PAYLOAD_CHARS].decode(errors="backslashreplace")[:PAYLOAD_CHARS]
-    return json.dumps(raw, default=lambda value: f"<{type(value).__name__}, {len(value)} bytes>")[:PAYLOAD_CHARS]
+    return json.dumps(raw, default=_told)[:PAYLOAD_CHARS]
+
+
+def _told(value: object) -> str:
+    size = f", {len(value)} bytes" if isinstance(value, bytes | bytearray | memoryview) else ""
+    return f"<{type(value).__name__}{size}>"
 
 
 def to_jsonl(letters: Sequence[DeadLetter]) -> bytes:
