@@ -24,7 +24,8 @@ from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
-from streamcl.serve.engine import Engine, Request, Response
+from streamcl.serve.engine import Engine, Label
+from streamcl.serve.local import Local
 from streamcl.serve.openai import build_app
 from streamcl.stream import Push
 from streamcl.train.model import load_base
@@ -52,14 +53,15 @@ class Replica:
         self.engine = Engine(
             base, config.model.lora, max_batch=settings.max_batch, slots=settings.slots, fetch=self._fetch
         )
+        self.published: list[Label] = []
+        """What may be asked for by number, as of the last change of the live version."""
         self.loading = asyncio.Lock()
         self._follow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._answer, lambda: [self.engine.version], self.config.name, keys=self.keys)
-
-    async def _answer(self, request: Request) -> Response:
-        return await asyncio.wrap_future(await asyncio.to_thread(self.engine.submit, request))
+        where = serve.get_replica_context().replica_id.unique_id
+        backend = Local(self.engine, lambda: self.published)
+        return build_app(backend, self.config.name, keys=self.keys, replica=where)
 
     async def follow(self) -> int:
         """Brings the engine to the live version of the registry, and answers its number."""
@@ -80,6 +82,7 @@ class Replica:
             version = self.registry.resolve("live")
             if version is not None and version.number != self.engine.version[0]:
                 self.engine.load(version.number, version.digest, self._files(version))
+                self.published = [(one.number, one.digest) for one in self.registry.versions()]
         return self.engine.version[0]
 
     def _fetch(self, number: int) -> tuple[str, Mapping[str, bytes]]:

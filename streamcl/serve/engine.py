@@ -83,6 +83,15 @@ class Engine:
         with self._wake:
             return self._loaded.labels
 
+    @property
+    def queued(self) -> tuple[int, int]:
+        """How many requests wait, and how many are under way."""
+        return len(self._waiting), len(self._batch.rows)
+
+    @property
+    def base_digest(self) -> str:
+        return self._base.digest
+
     def submit(self, request: Request, listen: Listen = lambda piece, label: None) -> Answer:
         """The answer to come. Decodes, tokenizes, and fetches a pinned version, in the caller's thread.
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from tiny_llava import ask, png
 
-from streamcl.errors import BadSample, StreamclError
+from streamcl.errors import BadSample, Busy, NoSuchVersion, NotFinite, StreamclError
+from streamcl.serve.batch import Answer, Listen
 from streamcl.serve.engine import Engine, Request, Response
+from streamcl.serve.keys import Keys
+from streamcl.serve.local import Local
 from streamcl.serve.openai import build_app
 from streamcl.stream.limits import Limits
 from streamcl.types import Message, Part
@@ -35,21 +38,41 @@ def body(content: Any = "hi", **more: Any) -> dict[str, Any]:
 
 
 class Recorded:
-    """Stands where the engine stands. Mutates: remembers requests."""
+    """Stands where the engine stands, and says "a fox" in three pieces. Mutates: remembers requests and answers."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, *, label: tuple[int, str] | None = (7, DIGEST)) -> None:
         self.requests: list[Request] = []
-        self.error = error
+        self.answers: list[Answer] = []
+        self.error, self.label = error, label
+        self.checks = 0
 
-    async def __call__(self, request: Request) -> Response:
+    def models(self) -> list[tuple[int, str]]:
+        return [self.label, (0, "ba" * 32), (3, "cd" * 32)] if self.label else []
+
+    async def submit(self, request: Request, listen: Listen) -> Answer:
         self.requests.append(request)
         if self.error:
             raise self.error
-        return Response("a fox", 7, DIGEST, "stop", 11, 3)
+        answer = Answer()
+        self.answers.append(answer)
+        if request.messages[-1].text == "never":
+            return answer
+        for piece in ("a", " f", "ox"):
+            listen(piece, (7, DIGEST))
+        answer.set_result(Response("a fox", 7, DIGEST, "stop", 11, 3))
+        return answer
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.error:
+            raise self.error
+
+    def queued(self) -> tuple[int, int]:
+        return 2, 5
 
 
-def client_of(call: Callable[[Request], Awaitable[Response]], **settings: Any) -> TestClient:
-    return TestClient(build_app(call, lambda: [(7, DIGEST)], "octo", **settings), raise_server_exceptions=True)
+def client_of(backend: Recorded, **settings: Any) -> TestClient:
+    return TestClient(build_app(backend, "octo", **settings), raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -123,10 +146,11 @@ def test_stream_gives_the_answer_as_events_that_name_the_version(client: TestCli
         ("chat.completion.chunk", "octo@7", 7, DIGEST)
     }
     assert len({chunk["id"] for chunk in chunks}) == 1
-    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "a fox"}
-    assert chunks[1]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "stop"}
-    assert (chunks[2]["choices"], chunks[2]["usage"]["total_tokens"]) == ([], 14)
-    assert len(client.post(CHAT, json=body(stream=True)).text.split("\n\n")) == 4
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:3]]
+    assert deltas == [{"role": "assistant", "content": "a"}, {"content": " f"}, {"content": "ox"}]
+    assert chunks[3]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "stop"}
+    assert (chunks[4]["choices"], chunks[4]["usage"]["total_tokens"]) == ([], 14)
+    assert len(client.post(CHAT, json=body(stream=True)).text.split("\n\n")) == 6
 
 
 REFUSED: dict[str, tuple[int, Mapping[str, Any]]] = {
@@ -144,6 +168,9 @@ REFUSED: dict[str, tuple[int, Mapping[str, Any]]] = {
     "assistant last": (400, {"model": "octo", "messages": [{"role": "assistant", "content": "I"}]}),
     "two users": (400, {"model": "octo", "messages": [{"role": "user", "content": "I"}] * 2}),
     "unknown model": (404, body() | {"model": "gpt-4"}),
+    "no version number": (404, body() | {"model": "octo@live"}),
+    "no version": (404, body() | {"model": "octo@"}),
+    "an endless version number": (404, body() | {"model": "octo@" + "1" * 5000}),
     "no messages": (422, {"model": "octo", "messages": []}),
     "unknown field": (422, body(tools=[])),
     "unsupported value": (422, body(top_p=0.5)),
@@ -190,23 +217,140 @@ def test_unknown_routes_have_the_same_shape(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(BadSample("too long"), 400), (StreamclError("closed"), 503), (TimeoutError(), 503)]
+    ("error", "status"),
+    [
+        (BadSample("too long"), 400),
+        (NoSuchVersion("no version 9"), 404),
+        (Busy("all slots are needed"), 503),
+        (StreamclError("closed"), 503),
+        (TimeoutError(), 503),
+        (ZeroDivisionError("a secret"), 500),
+    ],
 )
-def test_what_the_engine_says_reaches_the_client(error: Exception, status: int) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_says_reaches_the_client(error: Exception, status: int, stream: bool) -> None:
     with client_of(Recorded(error)) as client:
-        reply = client.post(CHAT, json=body())
+        reply = client.post(CHAT, json=body(stream=stream))
     assert reply.status_code == status
-    assert reply.json()["error"]["type"] == ("server_error" if status == 503 else "invalid_request_error")
+    assert reply.json()["error"]["type"] == ("server_error" if status >= 500 else "invalid_request_error")
     assert ("retry-after" in reply.headers) == (status == 503)
+    assert "secret" not in reply.text
 
 
-def test_models_and_health_name_the_live_version(client: TestClient, engine_call: Recorded) -> None:
-    card = client.get("/v1/models").json()["data"][0]
-    assert (card["id"], card["object"], card["version"], card["digest"]) == ("octo", "model", 7, DIGEST)
-    assert client.get("/healthz").json() == {"status": "ok", "version": 7, "digest": DIGEST}
-    with TestClient(build_app(engine_call, list, "octo")) as empty:
-        assert empty.get("/healthz").status_code == 503
-        assert empty.get("/v1/models").json()["data"] == []
+ENDPOINTS = {"predict": [("POST", CHAT), ("GET", "/v1/models")], "admin": [("GET", "/metrics")],
+             "": [("GET", "/healthz"), ("GET", "/openapi.json")]}  # fmt: skip
+
+
+def test_every_endpoint_asks_for_its_scope(engine_call: Recorded) -> None:
+    keys = Keys.parse("predict p; push s; admin a", "here")
+    app = build_app(engine_call, "octo", keys=keys)
+    known = {(method, path) for pairs in ENDPOINTS.values() for method, path in pairs}
+    there = {(method, route.path) for route in app.routes for method in route.methods}  # type: ignore[attr-defined]
+    assert {
+        (method, path)
+        for method, path in there
+        if method != "HEAD" and path.startswith(("/v1/ch", "/v1/mo", "/m", "/h", "/o"))
+    } == known
+    with TestClient(app) as client:
+        for scope, pairs in ENDPOINTS.items():
+            for method, path in pairs:
+                for key, may in {None: "", "x": "", "p": "predict", "s": "push", "a": "all"}.items():
+                    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+                    sent = {"json": body()} if method == "POST" else {}
+                    reply = client.request(method, path, headers=headers, **sent)
+                    expected = 200 if scope in ("", may) or may == "all" else 403 if may else 401
+                    assert reply.status_code == expected, (method, path, key)
+                    if expected != 200:
+                        code = {401: "invalid_api_key", 403: "insufficient_scope"}[expected]
+                        assert reply.json()["error"]["code"] == code
+
+
+def test_a_version_may_be_asked_for(client: TestClient, engine_call: Recorded) -> None:
+    assert client.post(CHAT, json=body() | {"model": "octo@3"}).status_code == 200
+    assert client.post(CHAT, json=body()).status_code == 200
+    assert [request.version for request in engine_call.requests] == [3, None]
+
+
+def test_models_are_the_name_and_its_versions(client: TestClient) -> None:
+    cards = client.get("/v1/models").json()["data"]
+    shown = [(card["id"], card["root"], card["parent"], card["version"], card["digest"][:2]) for card in cards]
+    assert shown == [
+        ("octo", "octo@7", "octo@0", 7, "ab"),
+        ("octo@0", "octo@0", None, 0, "ba"),
+        ("octo@3", "octo@3", "octo@0", 3, "cd"),
+        ("octo@7", "octo@7", "octo@0", 7, "ab"),
+    ]
+
+
+def test_health_lets_a_token_through_the_model_but_not_for_everyone(client: TestClient, engine_call: Recorded) -> None:
+    for _ in range(5):
+        assert client.get("/healthz").json() == {"status": "ok", "version": 7, "digest": DIGEST}
+    assert engine_call.checks == 1
+    for sick in (Recorded(NotFinite("NaN")), Recorded(TimeoutError()), Recorded(label=None)):
+        with client_of(sick) as other:
+            assert other.get("/healthz").status_code == 503
+            assert other.get("/v1/models").status_code == 200
+
+
+def test_metrics_count_what_happened(client: TestClient) -> None:
+    client.post(CHAT, json=body())
+    client.post(CHAT, json=body(stream=True))
+    for path in ("/a", "/b/c"):
+        client.get(path)
+    client.post(CHAT, content=b"{")
+    text = client.get("/metrics").text
+    lines = {
+        name: float(value) for name, value in (line.rsplit(" ", 1) for line in text.splitlines() if "#" not in line)
+    }
+    chat = 'streamcl_requests_total{replica="0",path="/v1/chat/completions",status='
+    assert (lines[chat + '"200"}'], lines[chat + '"400"}']) == (2, 1)
+    assert lines['streamcl_requests_total{replica="0",path="other",status="404"}'] == 2
+    assert lines['streamcl_answer_seconds_bucket{replica="0",le="+Inf"}'] == 2
+    assert lines['streamcl_answer_seconds_count{replica="0"}'] == 2
+    assert lines['streamcl_tokens_total{replica="0",kind="completion"}'] == 6
+    assert lines['streamcl_version{replica="0"}'] == 7
+    assert (lines['streamcl_waiting{replica="0"}'], lines['streamcl_running{replica="0"}']) == (2, 5)
+    assert text.count("# TYPE") == len({line for line in text.splitlines() if line.startswith("# TYPE")}) == 7
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_is_not_answered(stream: bool) -> None:
+    """Over plain ASGI: the body, then a disconnect."""
+    backend = Recorded()
+    app = build_app(backend, "octo")
+    messages = iter([{"type": "http.request", "body": json.dumps(body("never", stream=stream)).encode()},
+                     {"type": "http.disconnect"}])  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        return next(messages, None) or await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b"", "root_path": "",
+             "scheme": "http", "server": ("here", 80), "client": ("there", 1), "http_version": "1.1"}  # fmt: skip
+
+    async def ask() -> None:
+        task = asyncio.ensure_future(app(scope, receive, send))
+        if stream:  # what serves the app cancels it
+            while not backend.answers:
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(ask())
+    assert backend.answers[0].unwanted
+
+
+def test_the_schema_describes_the_request(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    chat = schema["paths"][CHAT]["post"]
+    assert chat["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatRequest"}
+    assert {"ChatRequest", "ChatMessage", "ImagePart", "Completion", "Error"} <= schema["components"]["schemas"].keys()
+    assert schema["paths"].keys() >= {CHAT, "/v1/models", "/metrics", "/healthz"}
+    for reference in {part.split('"')[0] for part in json.dumps(schema).split('"#/components/schemas/')[1:]}:
+        assert reference in schema["components"]["schemas"]
 
 
 def test_limits_are_the_streams(engine_call: Recorded) -> None:
@@ -215,15 +359,21 @@ def test_limits_are_the_streams(engine_call: Recorded) -> None:
 
 
 def test_a_request_over_http_gets_the_engines_answer(engine: Engine, versions: Mapping[int, Any]) -> None:
-    async def call(request: Request) -> Response:
-        return await asyncio.wrap_future(engine.submit(request))
-
     engine.load(1, DIGEST, versions[1])
     image = png(9)
-    with TestClient(build_app(call, lambda: [engine.version], "octo")) as client:
-        reply = client.post(CHAT, json=body([image_part(data_url(image)), {"type": "text", "text": "What?"}])).json()
+    sent = body([image_part(data_url(image)), {"type": "text", "text": "What?"}])
+    with TestClient(build_app(Local(engine), "octo")) as client:
+        reply = client.post(CHAT, json=sent).json()
+        events = client.post(CHAT, json=sent | {"stream": True}).text.split("\n\n")
+        base = client.post(CHAT, json=sent | {"model": "octo@0"}).json()
+        assert client.get("/healthz").json()["version"] == 1
+        assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["octo", "octo@0", "octo@1"]
+        assert client.post(CHAT, json=sent | {"model": "octo@5"}).status_code == 404
         too_long = client.post(CHAT, json=body("x" * 500))
     expected = engine.answer([ask("What?", images=(image,))])[0]
     assert reply["choices"][0]["message"]["content"] == expected.text
-    assert reply["model"] == "octo@1"
+    assert (reply["model"], base["model"]) == ("octo@1", "octo@0")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
+    assert len(chunks) > 5
     assert (too_long.status_code, too_long.json()["error"]["code"]) == (400, "invalid_request")
