@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,9 +13,13 @@ from streamcl.registry.stores import open_store
 from streamcl.serve.keys import KeysConfig
 from streamcl.serve.push import PATH, Samples, known, push_app
 from streamcl.serve.quota import PushConfig
+from streamcl.stream import Push
 from streamcl.stream.limits import Limits
 from streamcl.stream.segments import FOLDER, Segments
 from streamcl.stream.wal import BucketShard, FolderShard, Wal
+
+if TYPE_CHECKING:
+    from streamcl.sections import Config  # only for a name: with it comes torch, which a replica does not need
 
 APP = "streamcl-push"
 
@@ -56,8 +60,11 @@ class Endpoint:
         return dict(head.state.get("sources", {})) if head else {}
 
 
-def start(store: str, settings: PushConfig, keys: KeysConfig, limits: Limits) -> Any:
-    """Starts the endpoint on the Serve that is there, and waits until it is ready."""
+def start(config: Config) -> Any:
+    """Starts the endpoint on the port of `config.serve`, and waits until it is ready."""
+    settings, source = config.serve, config.source
+    assert isinstance(source, Push), source
+    serve.start(http_options={"host": settings.host, "port": settings.port})
     deployment = serve.deployment(Endpoint).options(
         name=APP,
         max_ongoing_requests=32,
@@ -65,4 +72,5 @@ def start(store: str, settings: PushConfig, keys: KeysConfig, limits: Limits) ->
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=5.0,
     )
-    return serve.run(deployment.bind(store, settings, keys, limits), name=APP, route_prefix=PATH)
+    bound = deployment.bind(config.store.path, settings.push, settings.keys, source.limits)
+    return serve.run(bound, name=APP, route_prefix=PATH)

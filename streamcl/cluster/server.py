@@ -123,7 +123,7 @@ def start(config: Config) -> Any:
         graceful_shutdown_timeout_s=5.0,
     )
     if isinstance(config.source, Push):
-        push.start(config.store.path, settings.push, settings.keys, config.source.limits)
+        push.start(config)
     return serve.run(deployment.bind(config), name=APP, route_prefix="/")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamcl.errors import BadSample, ConfigError, SourceError
-from streamcl.stream.base import Polled
+from streamcl.stream.base import Polled, Source
 from streamcl.stream.deadletter import payload, refuse
 from streamcl.stream.decode import decode
 from streamcl.stream.frames import MAGIC, Frame, frame_after, frame_at, place, position
@@ -30,7 +30,7 @@ def record_bytes(record: Mapping[str, Any], producer: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Push:
+class Push(Source):
     """What is posted to /v1/samples. Each of the endpoint's writers is a partition; it never ends.
 
     The run goes on until it is stopped. A sample's `source` is the name given here and its producer's: "push/robots".
@@ -56,16 +56,13 @@ class Push:
         segments = Segments(self._url())
         numbers = list(segments.sizes(partition))
         segment, _ = place(position)
-        if not numbers or not numbers[0] <= max(segment, 1) <= numbers[-1]:
-            there = f"segments {numbers[0]} to {numbers[-1]}" if numbers else "no segment"
+        if max(segment, 1) not in numbers or numbers[-1] - numbers[0] >= len(numbers):
+            there = f"{len(numbers)} segments from {numbers[0]} to {numbers[-1]}" if numbers else "no segment"
             raise SourceError(
                 f"{self.path}: shard {partition} changed under a committed position: {there}, and reading goes on in "
                 f"segment {max(segment, 1)}. Restore the log's folder, or start a new run"
             )
         return PushReader(self, segments, partition, position)
-
-    def committed(self, positions: Mapping[str, int]) -> None:
-        """Nobody but the run's log needs to know: whoever collects the store reads the positions there."""
 
     def _url(self) -> str:
         if not self.path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamcl.bench.push_power import lost
 from streamcl.errors import SourceError, StoreError
 from streamcl.registry import upkeep
 from streamcl.registry.backends import LocalStore, settle
 from streamcl.registry.log import Log
 from streamcl.registry.versions import Registry
-from streamcl.stream import Push
+from streamcl.stream import Merged, Push
+from streamcl.stream.base import LOOK_S
 from streamcl.stream.frames import MAGIC, framed, place
-from streamcl.stream.push import record_bytes
+from streamcl.stream.push import IDLE_S, record_bytes
 from streamcl.stream.segments import Segments, segment_name, spent
 from streamcl.stream.wal import BucketShard, FolderShard, Wal
-from streamcl.testing.powercut import PowerLost, SimulatedDisk
 from streamcl.types import from_batch
 
 
@@ -163,37 +163,12 @@ def test_a_writer_that_was_taken_over_says_so(tmp_path: Path) -> None:
     assert read(tmp_path)[-1] == "b"
 
 
-@pytest.mark.parametrize("honest", [True, False])
-def test_a_power_cut_takes_nothing_that_was_promised(tmp_path: Path, honest: bool) -> None:
-    """... and a writer that does not sync is caught."""
-    lost = 0
-    for seed in range(12):
-        dice = random.Random(seed)
-        root, disk = tmp_path / f"{seed}" / "wal", SimulatedDisk(tmp_path / f"{seed}")
-        left, promised = dice.randrange(30), []
+def test_a_power_cut_takes_nothing_that_was_promised(tmp_path: Path) -> None:
+    assert sum(lost(tmp_path, seed) for seed in range(12)) == 0
 
-        def sync(handle: int, disk: SimulatedDisk = disk, dice: random.Random = dice) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise PowerLost
-            if honest or os.fstat(handle).st_size <= len(MAGIC):
-                disk.sync(handle)
 
-        try:
-            shard = FolderShard(root, segment_bytes=500, sync=sync)
-            for number in range(40):
-                shard.write(framed(entry(f"{seed}/{number}")))
-                promised.append(f"{seed}/{number}")
-        except PowerLost:
-            pass
-        disk.cut(after := tmp_path / f"after-{seed}", lucky=dice)
-        disk.close()
-        there = read(after / "wal") if (after / "wal" / "0" / segment_name(1)).exists() else []
-        write(after / "wal", "next").close()
-        assert read(after / "wal")[-1] == "next"
-        lost += len({*promised} - {*there})
-    assert (lost == 0) == honest, lost
+def test_a_writer_that_promises_before_it_has_synced_is_caught(tmp_path: Path) -> None:
+    assert sum(lost(tmp_path, seed, honest=False) > 0 for seed in range(12)) > 6
 
 
 def test_a_position_stays_true_when_a_power_cut_took_what_it_counts(tmp_path: Path) -> None:
@@ -244,14 +219,15 @@ def test_nothing_of_another_source_is_spent() -> None:
     assert spent("wal/0/0000000001.seg", {"0": 2 << 32})
 
 
-@pytest.mark.parametrize("harm", ["all", "old", "new"])
+@pytest.mark.parametrize("harm", ["all", "old", "new", "between"])
 def test_a_log_that_changed_under_a_position_is_an_error(tmp_path: Path, harm: str) -> None:
     write(tmp_path, *map(str, range(9)), segment_bytes=300).close()
     reader = Push(str(tmp_path)).open("0", 0)
     reader.poll(5)
     segment, _ = place(reader.position)
     for number in Segments(str(tmp_path)).sizes("0"):
-        if harm == "all" or (number <= segment if harm == "old" else number >= segment):
+        gone = {"all": True, "old": number <= segment, "new": number >= segment, "between": number == segment + 1}
+        if gone[harm]:
             (tmp_path / "0" / segment_name(number)).unlink()
     with pytest.raises(SourceError, match="Restore"):
         Push(str(tmp_path)).open("0", reader.position)
@@ -286,6 +262,30 @@ def test_a_lost_reply_of_a_bucket_loses_and_doubles_nothing(tmp_path: Path) -> N
         shard.write(framed(entry("a")))
     shard.write(framed(entry("b")))
     assert read(tmp_path / "wal") == ["a", "b"]
+
+
+def test_shards_that_come_later_are_taken_in_and_none_waits_for_another(tmp_path: Path) -> None:
+    now = [0.0]
+    merged = Merged(Push(str(tmp_path)), {}, clock=lambda: now[0])
+
+    def next_ids() -> list[str]:
+        polled = merged.poll(100)
+        assert polled is not None, "it never ends"
+        return [sample.id for sample in from_batch(polled.batch)]
+
+    assert next_ids() == []
+    first = write(tmp_path, "a")
+    now[0] += LOOK_S
+    assert next_ids() == ["a"]
+    second = write(tmp_path, "b")
+    now[0] += LOOK_S
+    assert next_ids() == ["b"], "the first has had nothing for longer than it may hold others back"
+    first.write(framed(entry("c")))
+    second.write(framed(entry("d")))
+    found = next_ids()
+    now[0] += IDLE_S
+    assert sorted(found + next_ids()) == ["c", "d"]
+    assert {*merged.positions} == {"0", "1"}
 
 
 def test_poison_is_a_dead_letter_that_names_its_producer(tmp_path: Path) -> None:
