@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def parse(tree: Tree) -> Config:
     return config
 
 
-def _build(cls: Any, tree: Any, where: str) -> Any:
-    """The dataclass `cls` from a mapping; `where` is its path in the file, for messages."""
+def _build(cls: Any, tree: Any, where: str, start: Any = None) -> Any:
+    """The dataclass `cls` from a mapping, or `start` with what it says; `where`: its path in the file, for messages."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{where or 'the file'} is {tree!r}; a mapping is wanted")
     hints = typing.get_type_hints(cls)
@@ -88,17 +88,23 @@ def _build(cls: Any, tree: Any, where: str) -> Any:
     for key in tree:
         if key not in known:
             raise ConfigError(_unknown(_join(where, key), str(key), sorted(known)))
-    values = {key: _value(hints[key], tree[key], _join(where, key)) for key in tree}
-    for name, spec in known.items():
+    values = {key: _value(hints[key], tree[key], _join(where, key), _default(known[key])) for key in tree}
+    for name, spec in known.items() if start is None else ():
         if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
             raise ConfigError(f"{_join(where, name)} is missing: {_doc(cls, name)}")
     try:
-        return cls(**values)
+        return cls(**values) if start is None else replace(start, **values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where or 'the file'}: {error}") from error
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _default(spec: Field[Any]) -> Any:
+    """The section that a field holds when nothing is said of it; None where it is none, or must be said."""
+    made = spec.default_factory() if spec.default_factory is not MISSING else spec.default
+    return made if is_dataclass(made) else None
+
+
+def _value(hint: Any, value: Any, where: str, start: Any = None) -> Any:
     if where in KINDS:
         section = dict(value) if isinstance(value, dict) else {"kind": value}
         kind = section.pop("kind", None)
@@ -106,7 +112,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(_unknown(f"{where}.kind {kind!r}", str(kind), sorted(KINDS[where])))
         return _build(KINDS[where][kind], section, where)
     if is_dataclass(hint):
-        return _build(hint, {SHORT[where]: value} if where in SHORT and isinstance(value, str) else value, where)
+        tree = {SHORT[where]: value} if where in SHORT and isinstance(value, str) else value
+        return _build(hint, tree, where, start)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

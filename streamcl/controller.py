@@ -24,18 +24,21 @@ from streamcl.types import DeadLetter, Refs, Window
 from streamcl.window import Counters, Draft, Taken, Watermark, WindowConfig
 
 PREFETCH = 2
-"""Arrivals that may be asked for or lie in the backlog: one in hand, one on its way."""
+"""Arrivals that may be asked for or lie in the backlog, with one encoder: one in hand, one on its way."""
 
 
 class Controller:
     """Decides. `handle` changes the controller and returns what is to be done, in order."""
 
     def __init__(
-        self, detector: Detector, *, window: WindowConfig, replay_rows: int = 0, seed: int = 0, horizon: int = 65_536
-    ) -> None:
-        """`replay_rows`: how many each window draws. `horizon`: how many ids back a repeated sample is noticed."""
+        self, detector: Detector, *, window: WindowConfig, replay_rows: int = 0, seed: int = 0, horizon: int = 65_536,
+        prefetch: int = PREFETCH,
+    ) -> None:  # fmt: skip
+        """`replay_rows`: how many each window draws. `horizon`: how many ids back a repeated sample is noticed.
+        `prefetch`: arrivals that may be asked for or lie in the backlog, at least 1.
+        """
         self.detector, self.config, self.replay_rows, self.seed = detector, window, replay_rows, seed
-        self.recent = Recent(horizon)
+        self.prefetch, self.recent = prefetch, Recent(horizon)
         self.counters = Counters()
         self.positions: dict[str, int] = {}
         self.watermark = Watermark()
@@ -99,7 +102,7 @@ class Controller:
         return self._pulls()
 
     def _pulls(self) -> list[e.Action]:
-        wanted = 0 if self.ended or self.waiting else PREFETCH - self.pulls - len(self.backlog)
+        wanted = 0 if self.ended or self.waiting else self.prefetch - self.pulls - len(self.backlog)
         self.pulls += max(0, wanted)
         return [e.Pull()] * wanted
 

@@ -112,8 +112,9 @@ def load(path: str | Path, *overrides: str) -> Learner:
 def controller_of(config: Config) -> Controller:
     """A new controller with the settings of `config`."""
     return Controller(
-        config.detector.build(), window=config.window, replay_rows=config.strategy.replay_rows, seed=config.seed
-    )
+        config.detector.build(), window=config.window, replay_rows=config.strategy.replay_rows, seed=config.seed,
+        prefetch=1 + config.encoders,
+    )  # fmt: skip
 
 
 def resolve(config: Config) -> Config:

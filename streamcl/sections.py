@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from streamcl import detect, strategies
 from streamcl.detect import DetectorKind
@@ -109,6 +111,53 @@ class RayConfig:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What one actor takes of the cluster, in Ray's counts: they place it, they do not limit it. Fractions count."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    """With any, the model is on the GPU."""
+    custom: Mapping[str, float] = field(default_factory=dict)
+    """Amounts of what nodes were started with (`ray start --resources`), by name."""
+    spread: bool = False
+    """Over as many nodes as there are, instead of as few."""
+
+    def __post_init__(self) -> None:
+        if min(self.cpus, self.gpus, *self.custom.values()) < 0:
+            raise ConfigError(f"cpus {self.cpus}, gpus {self.gpus}, custom {dict(self.custom)}: none below 0")
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def options(self) -> dict[str, Any]:
+        """The same as options of a Ray actor."""
+        strategy = "SPREAD" if self.spread else "DEFAULT"
+        return {**self.demand(), "scheduling_strategy": strategy}
+
+    def demand(self) -> dict[str, Any]:
+        """The amounts alone, as Ray Serve takes them."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom)}
+
+
+ANYWHERE = Resources()
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """What each part of a run takes of the cluster. What is not said stays as it is here."""
+
+    ingest: Resources = field(default_factory=lambda: Resources(cpus=0.5))
+    """The reader, which is the encoder too where there is one, and each encoder."""
+    shards: Resources = field(default_factory=Resources)
+    """Each shard of what is remembered: there are two actors a shard."""
+    trainer: Resources = field(default_factory=lambda: Resources(cpus=1.0))
+    """Each training worker; `train.use_gpu` is the short form of one GPU."""
+    replicas: Resources = field(default_factory=lambda: Resources(cpus=0.5))
+    """Each copy of the served model. Ray Serve spreads them by itself."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run. Relative paths are relative to the working directory."""
 
@@ -120,6 +169,9 @@ class Config:
     seed: int = 0
     batch: int = 64
     """Samples read and encoded at a time."""
+    encoders: int = 1
+    """Actors that turn samples into the model's inputs and features, batch by batch in turn; at least 1. The stream is
+    the same for any number of them."""
     detector: DetectorKind = field(default_factory=detect.Mmd)
     strategy: Strategy = field(default_factory=strategies.DGG)
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -129,17 +181,24 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     ask: AskConfig = field(default_factory=AskConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:
         checked_name(self.name)
-        if self.batch < 1:
-            raise ConfigError(f"batch {self.batch}: at least 1")
+        if min(self.batch, self.encoders) < 1:
+            raise ConfigError(f"batch {self.batch}, encoders {self.encoders}: each is at least 1")
 
     @property
     def form(self) -> LoRA | Prompts:
         """The form of what the strategy trains."""
         form: LoRA | Prompts = getattr(self.model, self.strategy.adapter)
         return form
+
+    @property
+    def trainer(self) -> Resources:
+        """What each training worker takes."""
+        trainer = self.placement.trainer
+        return replace(trainer, gpus=1.0) if self.train.use_gpu and not trainer.gpus else trainer
 
     @property
     def scratch(self) -> str:

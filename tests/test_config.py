@@ -278,3 +278,27 @@ def test_a_resolved_configuration_is_resolved() -> None:
     once = resolve(parse(tree(model={"path": "zoo:small"}, source={"kind": "files", "path": "a"})))
     assert resolve(once) == once
     assert once.source == Files("a")
+
+
+# -- placement ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_placement_does_not_say_stays() -> None:
+    parsed = parse(tree(placement={"ingest": {"custom": {"disk": 1}}, "trainer": {"gpus": 0.5, "spread": True}}))
+    assert parsed.placement.ingest.options() == {
+        "num_cpus": 0.5, "num_gpus": 0.0, "resources": {"disk": 1.0}, "scheduling_strategy": "DEFAULT"
+    }  # fmt: skip
+    assert (parsed.trainer.cpus, parsed.trainer.gpus, parsed.trainer.device) == (1.0, 0.5, "cuda")
+    assert parsed.trainer.options()["scheduling_strategy"] == "SPREAD"
+    assert parsed.placement.replicas == parse(tree()).placement.replicas
+
+
+def test_use_gpu_is_the_short_form_of_one_gpu_a_worker() -> None:
+    assert parse(tree(train={"use_gpu": True})).trainer.gpus == 1.0
+    assert parse(tree(train={"use_gpu": True}, placement={"trainer": {"gpus": 0.25}})).trainer.gpus == 0.25
+    assert parse(tree()).trainer.device == "cpu"
+
+
+def test_resources_below_zero_are_refused() -> None:
+    assert "none below 0" in refused(placement={"shards": {"cpus": -1}})
+    assert "custom" in refused(placement={"shards": {"custms": {"a": 1}}})

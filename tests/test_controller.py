@@ -517,3 +517,8 @@ def test_a_checkpoint_does_not_change_afterwards() -> None:
     before = json.dumps(freeze.checkpoint.state)
     play(learner, e.Frozen(freeze.window), arrived("b c c", start=3))
     assert json.dumps(freeze.checkpoint.state) == before
+
+
+def test_with_more_encoders_more_is_asked_for() -> None:
+    learner = Controller(Labels().build(), window=WindowConfig(), prefetch=5)
+    assert learner.handle(e.Ticked(0.0)) == [e.Pull()] * 5

@@ -127,6 +127,9 @@ class Pure:
     def submit(self, window: Window) -> Now:
         return Now(lambda: self.train(window))
 
+    def warm(self) -> None:
+        pass
+
     def progress(self) -> Now:
         return Now(lambda: None)
 
@@ -158,4 +161,10 @@ class ReaderHere:
     """The ingest actor's handle."""
 
     def __init__(self, reader: Reader) -> None:
-        self.pull = Now(reader.pull)
+        self.reader = reader
+
+    def pull(self, limit: int) -> Future[e.Arrival]:
+        return Now(self.reader.pull).remote(limit).future()
+
+    def close(self) -> None:
+        pass

@@ -1,9 +1,18 @@
-"""Reads the source, encodes, and puts samples into the store; the driver learns only what it must decide on."""
+"""Reads the source, encodes, and puts samples into the store; the driver learns only what it must decide on.
+
+One actor reads and merges all partitions, since the order of the stream is decided there. What costs, the model's
+processor and tower, may be shared by any number of encoders: each batch goes to the next one, and the driver takes the
+answers in the order in which it asked. So batches, their order and their content do not depend on how many there are.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -29,26 +38,50 @@ QUIET_S = 0.2
 """How long a pull waits where the source has nothing now."""
 
 
+@dataclass(frozen=True)
+class Read:
+    """What was read, before it is encoded."""
+
+    polled: Polled | None
+    """None: nothing follows."""
+    resume: Mapping[str, int]
+
+
 class Ingest:
-    """Reads on from `positions`.  After a crash the runtime makes a new one from the last positions it has seen."""
+    """Reads on from `positions`, or encodes what another has read; what it needs for either comes with first use."""
 
     def __init__(self, config: Config, positions: Mapping[str, int], key: bytes) -> None:
         torch.set_num_threads(1)
-        self.encoder = Encoder(load_base(config.model))
-        self.stream = Merged(config.source, positions)
+        self.config, self.start = config, positions
         self.store = open_store(config.store.path)
         self.reservoir = Reservoir(1, key=key, heldout=config.replay.heldout)
         self.id_key = derive(key, "ids")
 
+    @cached_property
+    def stream(self) -> Merged:
+        return Merged(self.config.source, self.start)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(load_base(self.config.model, device=self.config.placement.ingest.device))
+
+    def warm(self) -> int:
+        """Loads the model; how wide its embeddings' image half is."""
+        return self.encoder.channels
+
     def pull(self, limit: int) -> Arrival:
         """The next samples, at most `limit`; none if there are none now."""
+        return self.encode(self.read(limit))
+
+    def read(self, limit: int) -> Read:
         polled = self.stream.poll(limit)
         if polled is not None and not len(polled):
             time.sleep(QUIET_S)
             polled = self.stream.poll(limit)
-        return self._arrival(polled)
+        return Read(polled, dict(self.stream.positions))
 
-    def _arrival(self, polled: Polled | None) -> Arrival:
+    def encode(self, part: Read) -> Arrival:
+        polled = part.polled
         read = Polled(NO_ROWS) if polled is None else polled
         encoded = self.encoder.encode(read.batch)
         columns = encoded.batch.select(["id", "task", "time", "source", "partition", "position"]).to_pydict()
@@ -64,7 +97,7 @@ class Ingest:
             positions_N=np.array(columns["position"], np.int64),
             embeddings_NE=encoded.embeddings_NE,
             sizes_N=sizes(encoded.batch),
-            resume=dict(self.stream.positions),
+            resume=part.resume,
             dead=with_refused(read, encoded.refused),
             ended=polled is None,
             waiting=read.waiting,
@@ -91,4 +124,26 @@ def with_refused(polled: Polled, refused: Sequence[tuple[int, str]]) -> tuple[De
     return tuple(sorted(letters, key=lambda letter: letter.position))
 
 
-IngestActor: Any = ray.remote(num_cpus=0.5, max_restarts=0)(Ingest)
+IngestActor: Any = ray.remote(max_restarts=0)(Ingest)
+
+
+class Ingesting:
+    """One reader and its encoders. After a crash of one the runtime makes all anew. Mutable: whose turn it is."""
+
+    def __init__(self, config: Config, positions: Mapping[str, int], key: bytes) -> None:
+        actor = IngestActor.options(**config.placement.ingest.options())
+        self.reader = actor.remote(config, positions, key)
+        others = [actor.remote(config, positions, key) for _ in range(config.encoders if config.encoders > 1 else 0)]
+        self.actors = [self.reader, *others]
+        self.turns = cycle(others or [self.reader])
+        for encoder in others or [self.reader]:
+            encoder.warm.remote()
+
+    def pull(self, limit: int) -> Future[Arrival]:
+        """The next samples. Asked for again before it is answered, it answers in the same order."""
+        future: Future[Arrival] = next(self.turns).encode.remote(self.reader.read.remote(limit)).future()
+        return future
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)

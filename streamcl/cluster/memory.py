@@ -16,6 +16,7 @@ import ray
 
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
+from streamcl.sections import ANYWHERE, Resources
 from streamcl.store.memory import TaskMemory
 from streamcl.types import Ref, Refs
 
@@ -50,14 +51,16 @@ class MemoryShard:
         return os.getpid()
 
 
-MemoryActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MemoryShard)
+MemoryActor: Any = ray.remote(max_restarts=-1, max_task_retries=-1)(MemoryShard)
 
 
 class Shards:
     """The shards of one run as one memory. Can be sent to workers."""
 
-    def __init__(self, store: str, shards: int) -> None:
-        self.actors = [MemoryActor.remote(store, index, shards) for index in range(shards)]
+    def __init__(self, store: str, shards: int, each: Resources = ANYWHERE) -> None:
+        """`each`: what a shard takes of the cluster."""
+        actor = MemoryActor.options(**each.options())
+        self.actors = [actor.remote(store, index, shards) for index in range(shards)]
 
     def read(self, refs: Refs | None) -> TaskMemory:
         """The memory behind `refs`, in one round trip; the tensors are views of shared memory. Empty for None."""

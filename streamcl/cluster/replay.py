@@ -79,7 +79,7 @@ class ReplayShard:
         return os.getpid()
 
 
-ReplayActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayShard)
+ReplayActor: Any = ray.remote(max_restarts=-1, max_task_retries=-1)(ReplayShard)
 
 
 class Replay:
@@ -87,7 +87,8 @@ class Replay:
 
     def __init__(self, config: Config, key: bytes) -> None:
         self.config, self.key = config, key
-        self.actors = [ReplayActor.remote(config, key, index) for index in range(config.store.shards)]
+        actor = ReplayActor.options(**config.placement.shards.options())
+        self.actors = [actor.remote(config, key, index) for index in range(config.store.shards)]
 
     def freeze(self, action: Freeze) -> Drawn:
         """Takes in the window's rows, then draws for it: replay of other tasks, held-out rows of every known one."""

@@ -23,7 +23,7 @@ import ray.exceptions
 
 from streamcl import events as e
 from streamcl.cluster import server
-from streamcl.cluster.ingest import IngestActor
+from streamcl.cluster.ingest import Ingesting
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
@@ -42,6 +42,8 @@ COLLECT_EVERY = 32
 """Versions between two collections of what the store does not need any more."""
 READER_DEATHS = 3
 """How often in a row the reader may die without having read anything."""
+LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+"""What an answer is when an actor that it needed, or the node that held it, has died."""
 
 
 def start_ray(config: Config) -> None:
@@ -76,7 +78,7 @@ class Runtime:
         self.pulls: deque[Future[e.Arrival]] = deque()
         self.deaths = 0
         self.replay = Replay(config, key)
-        self.memory = Shards(config.store.path, config.store.shards)
+        self.memory = Shards(config.store.path, config.store.shards, config.placement.shards)
         self.trainer = Trainer(config, self.memory, name=owner)
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="streamcl")
         self.handle: Future[Any] = self.pool.submit(server.start, config)
@@ -133,7 +135,7 @@ class Runtime:
         self.trainer.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.ingest is not None:
-            ray.kill(self.ingest)
+            self.ingest.close()
         self.replay.close()
         self.memory.close()
         stop_ray()
@@ -142,8 +144,8 @@ class Runtime:
 
     def _pull(self) -> None:
         if self.ingest is None:
-            self.ingest = IngestActor.remote(self.config, self.resume, self.key)
-        future = self.ingest.pull.remote(self.config.batch).future()
+            self.ingest = Ingesting(self.config, self.resume, self.key)
+        future = self.ingest.pull(self.config.batch)
         self.pulls.append(future)
         self._later(future, lambda done: self._arrived())
 
@@ -153,13 +155,15 @@ class Runtime:
         while self.pulls and self.pulls[0].done():
             try:
                 arrival = self.pulls[0].result()
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # the source's own error says what to do
-            except ray.exceptions.RayActorError:
+            except LOST:
                 self._replace_reader()
                 break
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # the source's own error says what to do
             self.pulls.popleft()
             self.resume, self.deaths = arrival.resume, 0
+            if len(arrival):
+                self.trainer.warm()
             events.append(e.Arrived(arrival))
         return events
 
@@ -168,6 +172,7 @@ class Runtime:
         self.deaths += 1
         if self.deaths > READER_DEATHS:
             self.pulls[0].result()
+        self.ingest.close()
         count, self.ingest = len(self.pulls), None
         self.pulls.clear()
         for _ in range(count):

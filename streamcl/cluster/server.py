@@ -45,7 +45,7 @@ class Replica:
         torch.set_num_threads(1)
         self.config, settings = config, config.serve
         self.keys = settings.keys.load()
-        base = load_base(config.model, device="cuda" if torch.cuda.is_available() else "cpu")
+        base = load_base(config.model, device=config.placement.replicas.device)
         self.base_digest = base.digest
         self.registry = Registry(Log(open_store(config.store.path)), config.name)
         self.reading = threading.Lock()
@@ -119,7 +119,7 @@ def start(config: Config) -> Any:
         max_queued_requests=settings.max_queued,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=60.0,
-        ray_actor_options={"num_cpus": 0.5, "num_gpus": 0},
+        ray_actor_options=config.placement.replicas.demand(),
         graceful_shutdown_timeout_s=5.0,
     )
     if isinstance(config.source, Push):

@@ -3,6 +3,9 @@
 Starting a worker group costs 14-25 s; a window through a running one costs milliseconds. So the workers stay: each asks
 the desk for the next window, trains it and reports. After an idle time they are released and start again on demand.
 Execution is at least once (a killed worker's window is asked for again), publication at most once (registry).
+
+With `train.workers: [least, most]` Ray Train starts, and after a loss starts again, as many workers as the nodes have
+room for. More are taken in between two windows only: a group that grows is a new group, and begins its window anew.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from streamcl.cluster.memory import Shards
 from streamcl.cluster.worker import OnStep, Worker
 from streamcl.errors import NotFinite
 from streamcl.events import TrainResult
-from streamcl.sections import Config
+from streamcl.sections import Config, Resources
 from streamcl.train.loop import World
 from streamcl.train.step import StepLog
 from streamcl.types import Window
 
+NEVER_S = 1e9
+"""How often Ray Train may give a group that works another size."""
 WORKER_FAILURES = 20
 """How often a worker group, or the controller of one, may die before the run gives up: kills are survived, a broken
 installation is not hidden."""
@@ -53,24 +58,29 @@ class Desk:
         self.progress: Progress | None = None
         self.released = True
         self.group: Any = None
+        self.size = 0
         self.changed = asyncio.Condition()
 
+    async def open(self) -> bool:
+        """Wants workers. Answers whether they are there or on their way; if not, start them."""
+        there, self.released = not self.released, False
+        return there
+
     async def submit(self, window: Window) -> bool:
-        """Puts a window up. Answers whether workers are there; if not, start them."""
+        """Puts a window up. Answers what `open` does."""
         async with self.changed:
             self.window, self.progress = window, None
             self.results.pop(window.id, None)
-            there, self.released = not self.released, False
             self.changed.notify_all()
-        return there
+            return await self.open()
 
-    async def enter(self, group: Any) -> None:
-        """Workers are there, in this placement group."""
-        self.group = group
+    async def enter(self, group: Any, size: int) -> None:
+        """So many workers are there, in this placement group."""
+        self.group, self.size = group, size
 
-    async def entered(self) -> Any:
-        """The placement group of the workers who came last; None before the first."""
-        return self.group
+    async def entered(self) -> tuple[Any, int]:
+        """The placement group and the number of the workers who came last; None and 0 before the first."""
+        return self.group, self.size
 
     async def next(self, done: int | None) -> Window | None:
         """The window to train after `done`, the same for every rank; None: stop, nothing came for `idle_s`."""
@@ -126,18 +136,34 @@ class Trainer:
         self.config, self.memory, self.name = config, memory, name
         self.desk = DeskActor.remote(config.train.idle_s)
         self.runs = 0
+        self.most = config.train.workers if isinstance(config.train.workers, int) else config.train.workers[1]
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def submit(self, window: Window) -> Any:
         """Has the window trained; a reference to its TrainResult, or to the reason why there is none."""
+        if self._outgrown():
+            self.close()
         if not ray.get(self.desk.submit.remote(window)):
-            if self.thread is not None:
-                self.thread.join()
-            self.runs += 1
-            self.thread = threading.Thread(target=self._fit, args=(f"{self.name}-{self.runs}",), daemon=True)
-            self.thread.start()
+            self._start()
         return self.desk.result.remote(window.id)
+
+    def warm(self) -> None:
+        """Has the first workers started, before there is a window for them; later ones start on demand."""
+        if not self.runs and not ray.get(self.desk.open.remote()):
+            self._start()
+
+    def _start(self) -> None:
+        if self.thread is not None:
+            self.thread.join()
+        self.runs += 1
+        self.thread = threading.Thread(target=self._fit, args=(f"{self.name}-{self.runs}",), daemon=True)
+        self.thread.start()
+
+    def _outgrown(self) -> bool:
+        """Whether there would be more workers if they started now."""
+        size: int = ray.get(self.desk.entered.remote())[1]
+        return 0 < size < self.most and size < min(self.most, room(self.config.trainer))
 
     def progress(self) -> Any:
         """A reference to the Progress of the window in training."""
@@ -168,19 +194,21 @@ class Trainer:
 
     def _free(self) -> None:
         """Takes back what a dead controller held: without its dashboard Ray would keep it reserved."""
-        group = ray.get(self.desk.entered.remote())
+        group, _ = ray.get(self.desk.entered.remote())
         if group is not None:
             ray.util.remove_placement_group(group)
 
     def _run(self, name: str) -> Any:
-        train = self.config.train
+        train, each = self.config.train, self.config.trainer
         return ray.train.torch.TorchTrainer(
             work,
             train_loop_config={"config": self.config, "desk": self.desk, "memory": self.memory},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.workers,
-                use_gpu=train.use_gpu,
-                resources_per_worker={"CPU": 1, "GPU": int(train.use_gpu)},
+                use_gpu=each.gpus > 0,
+                resources_per_worker=demand(each),
+                placement_strategy="SPREAD" if each.spread else "PACK",
+                elastic_resize_monitor_interval_s=NEVER_S,
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -195,12 +223,12 @@ def work(settings: dict[str, Any]) -> None:
     config, desk = settings["config"], settings["desk"]
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    if not config.train.use_gpu:
+    if not config.trainer.gpus:
         torch.set_num_threads(1)
     worker = Worker(
         config, settings["memory"], world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model
     )
-    ray.get(desk.enter.remote(ray.util.get_current_placement_group()))
+    ray.get(desk.enter.remote(ray.util.get_current_placement_group(), world.size))
     done: int | None = None
     while (window := ray.get(desk.next.remote(done))) is not None:
         result: TrainResult | str | None
@@ -214,6 +242,18 @@ def work(settings: dict[str, Any]) -> None:
         if world.rank == 0:
             ray.get(desk.finish.remote(window.id, result))
         done = window.id
+
+
+def demand(each: Resources) -> dict[str, float]:
+    """What a worker takes, under the names that Ray Train has for it."""
+    return {**({"GPU": each.gpus} if each.gpus else {}), "CPU": each.cpus, **each.custom}
+
+
+def room(each: Resources) -> int:
+    """How many workers the nodes could hold, counted as Ray Train counts: whatever else runs on them is not seen."""
+    wanted = {name: amount for name, amount in demand(each).items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return int(sum(min(has.get(name, 0.0) // amount for name, amount in wanted.items()) for has in nodes))
 
 
 class Released(Exception):

@@ -40,8 +40,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest gradient norm, > 0."""
-    workers: int = 1
-    """Ray Train workers, at least 1; they share each batch."""
+    workers: int | tuple[int, int] = 1
+    """Ray Train workers, at least 1; they share each batch. [least, most]: as many as the nodes have room for, which is
+    counted by what a worker takes alone; give it a GPU or a resource of its own (`placement.trainer`)."""
     use_gpu: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 multiplies matrices under autocast; adapters, their gradients and the optimizer stay float32."""
@@ -51,9 +52,12 @@ class TrainConfig:
     """Seconds without a window after which the workers are released; they start again on demand."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "workers", "probe_rows"):
+        for name in ("epochs", "batch_size", "probe_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} {getattr(self, name)}: at least 1")
+        least, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        if not 1 <= least <= most:
+            raise ConfigError(f"train.workers {self.workers}: at least 1, or [least, most] with least not above most")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The whole path on real Ray, twice over one store: stream, windows, two training workers, versions, endpoint."""
+"""The whole path on real Ray, twice over one store: stream, two encoders, windows, workers, versions, endpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ TRAIN = 48
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     values = settings(folder, train=TRAIN)
-    values["train"]["workers"] = 2
+    values["train"]["workers"] = [1, 2]
+    values["encoders"] = 2
     add_bad_samples(folder)
     write_yaml(folder, values)
     return folder
