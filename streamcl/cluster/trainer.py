@@ -225,9 +225,10 @@ def work(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     if not config.trainer.gpus:
         torch.set_num_threads(1)
-    worker = Worker(
-        config, settings["memory"], world, device=str(ray.train.torch.get_device()), wrap=ray.train.torch.prepare_model
-    )
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    worker = Worker(config, settings["memory"], world, device=str(device))
     ray.get(desk.enter.remote(ray.util.get_current_placement_group(), world.size))
     done: int | None = None
     while (window := ray.get(desk.next.remote(done))) is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import pyarrow as pa
-from torch import nn
 
 from streamcl.cluster import media
 from streamcl.events import TrainResult
@@ -21,6 +20,7 @@ from streamcl.train.batch import Encoder, Row, to_rows
 from streamcl.train.evaluate import scores
 from streamcl.train.loop import ALONE, Learning, World
 from streamcl.train.model import from_files, grow, load_base, to_bytes
+from streamcl.train.sharding import sharded
 from streamcl.train.step import StepLog
 from streamcl.types import Refs, Window
 
@@ -47,18 +47,21 @@ class Worker:
         world: World = ALONE,
         *,
         device: str = "cpu",
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.config, self.memory, self.world = config, memory, world
-        base = load_base(config.model, device=device)
+        shard = config.train.shard
+        base = load_base(config.model, device="cpu" if shard else device)
         self.encoder = Encoder(base)
         self.pad_id: int = base.processor.tokenizer.pad_token_id
         model = grow(base, config.form, seed=config.seed)
-        self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world, wrap=wrap)
+        if shard:
+            sharded(model, device=device, size=world.size)
+        self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world)
+        self.scoring = world.rank == 0 or shard  # a pass through a sharded model takes all ranks
         self.store = open_store(config.store.path)
         self.log = Log(self.store)
         self.registry = Registry(self.log, config.name)
-        self.tests = self._tests() if config.evaluate.path and world.rank == 0 else None
+        self.tests = self._tests() if config.evaluate.path and self.scoring else None
 
     def run(self, window: Window, on_step: OnStep = lambda step, steps, log: None) -> TrainResult | None:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
@@ -68,18 +71,20 @@ class Worker:
         rows, replay = media.read(self.store, window.samples), media.read(self.store, window.replay)
         sets = self._sets(window)
         clock.append(time.monotonic())
-        first = window.base == 0 and self.world.rank == 0
+        first = window.base == 0 and self.scoring
         before = scores(self.learning.model, sets, pad_id=self.pad_id) if first else {}
         clock.append(time.monotonic())
         trained = self.learning.train(
             window, rows, replay, strategy=self.config.strategy, memory=memory, on_step=on_step
         )
         clock.append(time.monotonic())
-        if self.world.rank != 0:
+        if not self.scoring:
             return None
         weights = to_bytes(trained.served)
         with self.learning.serving(trained.served):
             after = scores(self.learning.model, sets, pad_id=self.pad_id)
+        if self.world.rank != 0:
+            return None
         adapter = self.log.put_object("adapter", weights, "safetensors")
         kept = window.memory if trained.memory is memory else self.memory.write(trained.memory)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))

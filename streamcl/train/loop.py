@@ -1,7 +1,9 @@
 """One window's training: stages of steps, then, at a task's end, consolidation. Pure PyTorch.
 
 A worker keeps one `Learning` for its life and trains window after window on it. With several workers every batch is
-split over the ranks; the loss is scaled so that the averaged gradient is exactly the whole batch's.
+split over the ranks; the loss is scaled so that the averaged gradient is exactly the whole batch's. One all-reduce of
+the adapter's gradients a step averages them: they are few, the same whether the frozen weights are sharded or not, and
+accumulated first where a batch takes several passes.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+import torch.distributed
+from torch import Tensor
 
 from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Strategy
 from streamcl.train.batch import Row, collate
+from streamcl.train.feed import ahead, batches, shares
 from streamcl.train.model import added, check_finite, fresh, params_of, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
+from streamcl.train.sharding import checkpointed
 from streamcl.train.step import StepLog, train_step
 from streamcl.types import Window
 
@@ -46,14 +51,24 @@ class TrainConfig:
     use_gpu: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 multiplies matrices under autocast; adapters, their gradients and the optimizer stay float32."""
+    micro_batch: int | None = None
+    """Rows that a worker passes at once, at least 1; gradients accumulate over its part of the batch. None: all."""
+    by_length: bool = False
+    """Batches of rows of like length: less padding, another order."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of kept: less memory, about a third more time."""
+    shard: bool = False
+    """Frozen weights lie in parts over the workers, for a model that fits no single one."""
+    compile: bool = False
+    """The forward and backward pass through torch.compile; takes a while to begin."""
     probe_rows: int = 256
     """Rows of a window from which strategies take their mean gradients, at least 1."""
     idle_s: float = 300.0
     """Seconds without a window after which the workers are released; they start again on demand."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "probe_rows"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "micro_batch", "probe_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} {getattr(self, name)}: at least 1")
         least, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
         if not 1 <= least <= most:
@@ -100,11 +115,14 @@ class Learning:
         pad_id: int,
         config: TrainConfig,
         world: World = ALONE,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
+        """With several workers a process group must be there. `model` may be sharded."""
         self.model, self.pad_id, self.config, self.world = model, pad_id, config, world
         self.params = params_of(model)
-        self.loss = wrap(AnswerLoss(model, bfloat16=config.precision == "bfloat16"))
+        if config.checkpointing:
+            checkpointed(model)
+        loss = AnswerLoss(model, bfloat16=config.precision == "bfloat16")
+        self.loss: Callable[..., Tensor] = torch.compile(loss, dynamic=True) if config.compile else loss
 
     @property
     def device(self) -> torch.device:
@@ -178,13 +196,14 @@ class Learning:
         config, logs = self.config, list[StepLog]()
         optimizer = torch.optim.AdamW(self.params.values(), lr=config.lr, weight_decay=config.weight_decay)
         steps = config.epochs * math.ceil(len(rows) / config.batch_size)
-        for step, batch in enumerate(batches(rows, config.batch_size, epochs=config.epochs, seed=seed)):
+        order = batches(rows, config.batch_size, epochs=config.epochs, seed=seed, by_length=config.by_length)
+        for step, parts in enumerate(ahead(map(self._passes, order))):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, steps, config.warmup)
             draw = torch.Generator().manual_seed((seed << 20) + step)
             log = train_step(
-                lambda batch=batch: self.mean_loss(batch),  # type: ignore[misc]  # mypy cannot infer a bound default
-                self.params, optimizer, strategy=strategy, plan=plan, draw=draw, clip=config.clip,
+                lambda parts=parts: self._loss_of(parts),  # type: ignore[misc]  # mypy cannot infer a bound default
+                self.params, optimizer, strategy=strategy, plan=plan, draw=draw, clip=config.clip, average=self.average,
             )  # fmt: skip
             logs.append(log)
             on_step(step + 1, steps, log)
@@ -192,23 +211,37 @@ class Learning:
         return logs
 
     def mean_loss(self, rows: Sequence[Row]) -> Tensor:
-        """This rank's part of the batch's mean loss, times the number of ranks (DDP averages)."""
-        mine = rows[self.world.rank :: self.world.size]
-        weight = self.world.size / len(rows)
-        if not mine:  # fewer samples than ranks: take part in the reduction with weight zero
-            mine, weight = rows[:1], 0.0
-        batch = collate(mine, pad_id=self.pad_id, device=self.device)
-        loss: Tensor = self.loss(batch, torch.full((len(mine),), weight, device=self.device))
-        return loss
+        """This rank's part of the batch's mean loss, times the number of ranks.
 
+        The gradients of all passes but the last are accumulated already: only the last one's are yet to come.
+        """
+        return self._loss_of(self._passes(rows))
 
-def batches(rows: Sequence[Row], size: int, *, epochs: int, seed: int) -> Iterator[list[Row]]:
-    """Every row once an epoch, in an order drawn from `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        for start in range(0, len(rows), size):
-            yield [rows[i] for i in order[start : start + size]]
+    def _passes(self, rows: Sequence[Row]) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """This rank's passes of a batch: inputs, and what each row weighs [N]."""
+        parts = shares(rows, rank=self.world.rank, size=self.world.size, micro=self.config.micro_batch)
+        device = self.device
+        return [
+            (collate(part, pad_id=self.pad_id, device=device), torch.full((len(part),), weight, device=device))
+            for part, weight in parts
+        ]
+
+    def _loss_of(self, parts: Sequence[tuple[dict[str, Tensor], Tensor]]) -> Tensor:
+        done = torch.zeros((), device=self.device)
+        for batch, weight_N in parts[:-1]:
+            loss = self.loss(batch, weight_N)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            done += loss.detach()
+        return self.loss(*parts[-1]) + done
+
+    def average(self, grads: Params) -> Params:
+        """The mean of all ranks' gradients, in one reduction."""
+        if self.world.size == 1:
+            return grads
+        flat = torch.cat([grad.flatten() for grad in grads.values()])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat / self.world.size, [grad.numel() for grad in grads.values()])
+        return {name: part.view_as(grads[name]) for name, part in zip(grads, parts, strict=True)}
 
 
 def _tail(logs: Sequence[StepLog]) -> float:

@@ -36,6 +36,7 @@ from streamcl.train.prompts import (
     pool_of,
     table_of,
 )
+from streamcl.train.sharding import part
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -205,18 +206,16 @@ def added(model: peft.PeftModel, params: Mapping[str, Tensor]) -> Iterator[None]
     if not params:
         yield
         return
-    kept = {name: weight.detach().clone() for name, weight in adapted(model).items()}
     config = model.peft_config["default"]
-    with torch.no_grad():
-        for name, weight in adapted(model).items():
-            a_RI, b_OR = (params[key].to(weight) for key in (name, name.replace("lora_A", "lora_B")))
-            weight.add_(b_OR @ a_RI, alpha=config.lora_alpha / config.r)
+    parts = {name: part(p.detach(), params[name.replace("lora_A", "lora_B")]) for name, p in adapted(model).items()}
+    kept = {name: weight_oI.clone() for name, (weight_oI, _) in parts.items()}
+    for name, (weight_oI, b_oR) in parts.items():
+        weight_oI.add_(b_oR.to(weight_oI) @ params[name].to(weight_oI), alpha=config.lora_alpha / config.r)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, weight in adapted(model).items():
-                weight.copy_(kept[name])
+        for name, (weight_oI, _) in parts.items():
+            weight_oI.copy_(kept[name])
 
 
 def write(params: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

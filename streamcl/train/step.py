@@ -1,6 +1,6 @@
 """One training step: loss, gradient, update. The three places where a strategy acts, in this order:
 
-    loss = task loss + strategy.penalty          backward (DDP reduces here)
+    loss = task loss + strategy.penalty          backward, mean over workers
     gradient = strategy.guide(gradient)          then clipped
     update = optimizer's step, momentum, scaling and decay included
     parameters = before + strategy.project(update)
@@ -43,19 +43,20 @@ def train_step(
     plan: Any,
     draw: torch.Generator,
     clip: float,
+    average: Callable[[Params], Params] = lambda grads: grads,
 ) -> StepLog:
     """One step on `params`, in place.  Raises NotFinite before any parameter changes.
 
-    `clip`: largest norm of the gradient, > 0.
+    `loss_of` may have accumulated gradients of a part of the loss already. `clip`: largest norm of the gradient, > 0.
+    `average`: the mean of the workers' gradients.
     """
     optimizer.zero_grad(set_to_none=True)
     current: Params = dict(params)
     loss = loss_of()
     terms = strategy.penalty(current, plan)
     sum(terms.values(), loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    grads = strategy.guide(
-        {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}, current, plan, draw
-    )
+    own = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}
+    grads = strategy.guide(average(own), current, plan, draw)
     for name, parameter in params.items():
         parameter.grad = grads[name]
     norm = nn.utils.clip_grad_norm_(params.values(), clip)

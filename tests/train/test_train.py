@@ -16,7 +16,8 @@ from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, Replay, Strategy
 from streamcl.train.batch import IGNORED, Encoder, Row, answer_logits, collate, to_rows
 from streamcl.train.evaluate import exact_match
-from streamcl.train.loop import Learning, TrainConfig, World, batches, rate
+from streamcl.train.feed import batches
+from streamcl.train.loop import Learning, TrainConfig, World, rate
 from streamcl.train.model import (
     Base,
     LoRA,
