@@ -37,6 +37,10 @@ class Screen:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
+    def began(self, run: str, *, store: str, url: str) -> None:
+        """The first line."""
+        self.say(f"[bold]{run}[/] from {store}, endpoint {url}")
+
     def watch(self, happening: object) -> None:
         """Hears events, actions and training progress."""
         match happening:

@@ -96,6 +96,7 @@ class Learner:
             if any(isinstance(action, e.Finish) for action in actions):
                 return
             event = e.Stopping() if self.stopping else next(events)
+            runtime.metrics.watch(event, controller, commits=runtime.log.seen)
             watch(event)
             watch(runtime.progress)
             self.serving = runtime.handle.done()

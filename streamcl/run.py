@@ -14,6 +14,7 @@ import httpx
 from rich.console import Console
 
 from streamcl import console as screen
+from streamcl.journal import Journal
 from streamcl.learner import Learned, Learner
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
@@ -36,8 +37,8 @@ def run_to_the_end(learner: Learner, *, quiet: bool = False) -> dict[str, Any]:
     config = learner.config
     questions = _questions(config)
     asker = _asker(learner, questions)
-    with screen.Screen(console) as shown:
-        console.print(f"[bold]{config.name}[/] from {config.store.path}, endpoint {learner.url}/v1")
+    with Journal(config.name) if config.ray.json_logs else screen.Screen(console) as shown:
+        shown.began(config.name, store=config.store.path, url=f"{learner.url}/v1")
 
         def watch(happening: object) -> None:
             shown.watch(happening)
@@ -52,7 +53,8 @@ def run_to_the_end(learner: Learner, *, quiet: bool = False) -> dict[str, Any]:
                 shown.answered(asked)
     asked_all = asker.asked if asker else []
     result = _conclude(learner, asked_all)
-    _print_end(console, learner, result)
+    if not config.ray.json_logs:
+        _print_end(console, learner, result)
     return result
 
 

@@ -108,6 +108,8 @@ class RayConfig:
     cpus: int | None = None
     """Logical CPUs of a local Ray; None: as many as the machine has, at least 4."""
     dashboard: bool = False
+    json_logs: bool = False
+    """Whether the run, its actors and its replicas log lines of JSON, with run, window and version, for a collector."""
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,9 @@ def _replay(data: bytes) -> dict[str, Any]:
 
 
 def _memory(data: bytes) -> dict[str, Any]:
-    """`certificate`: the largest error of a subspace, as a share of its rows' energy; None without subspaces."""
     memory = TaskMemory.from_bytes(data)
-    tensors = [item for group in memory.tensors.values() for item in group.items()]
-    numbers = [tensor.tolist() for name, tensor in tensors if name.endswith(":numbers")]
     return {
-        "memory_tensors": len(tensors),
+        "memory_tensors": sum(map(len, memory.tensors.values())),
         "memory_groups": sorted(memory.tensors),
-        "certificate": max((error / energy for _, energy, error, *_ in numbers if energy), default=None),
+        "certificate": memory.certificate,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -114,6 +116,19 @@ def test_status_says_whether_the_counters_add_up(tmp_path: Path) -> None:
     assert "unaccounted 0" in invoke("status", *arguments)
     with pytest.raises(AssertionError, match="do not balance"):
         log.append("data", state={"counters": {"in": 7, "accepted": 1, "dup": 1, "late": 1, "dead": 1, "pending": 2}})
+
+
+def test_status_is_watched_until_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "streamcl.cli", "status", *buried(tmp_path), "--watch"]
+    terminal = {**os.environ, "FORCE_COLOR": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=terminal) as watching:
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=60)
+    assert f"store    {tmp_path}/store" in first
+    assert (watching.returncode, said) == (0, "")
 
 
 def test_a_source_that_is_not_there_says_so_before_anything_starts(tmp_path: Path) -> None:

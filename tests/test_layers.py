@@ -30,9 +30,9 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"cluster"},
     {"learner", "report"},
-    {"status", "inspection"},
-    {"console"},
-    {"run"},
+    {"status", "inspection", "doctor"},
+    {"console", "journal"},
+    {"run", "app"},
     {"cli"},
     {""},
 ]

@@ -105,7 +105,8 @@ class MemoryHere:
     """The task memory's shards, called one after the other."""
 
     def __init__(self, config: Config, log: Log) -> None:
-        self.parts = [MemoryShard(config.store.path, i, config.store.shards) for i in range(config.store.shards)]
+        shards = config.store.shards
+        self.parts = [MemoryShard(config.store.path, i, shards, config.name) for i in range(shards)]
         for part in self.parts:
             part.log = Log(log.store)
 

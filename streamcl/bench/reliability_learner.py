@@ -23,6 +23,7 @@ from typing import Any
 
 from streamcl import events as e
 from streamcl.bench.reliability_here import Here, MemoryHere, Pure, Reached, Reader, ReaderHere, ReplayHere
+from streamcl.cluster.metrics import Metrics
 from streamcl.cluster.runtime import Runtime
 from streamcl.controller import Controller
 from streamcl.detect import Labels
@@ -97,7 +98,7 @@ class Small(Runtime):
         self.base_digest = base_digest(config.model.path)
         self.inbox = queue.Queue()
         self.resume, self.ingest, self.deaths, self.progress = {}, None, 0, None
-        self.pulls, self.swap_s = deque(), []
+        self.pulls, self.swap_s, self.metrics = deque(), [], Metrics(config.name)
         self.replay = ReplayHere(config, self.key, log, reached)
         self.memory: Any = MemoryHere(config, log)
         self.trainer: Any = Pure(log, registry, self.memory)

@@ -73,7 +73,7 @@ class Life:
         self.log = Log(open_store(str(folder)))
         self.log.acquire("life")
         self.replay = Replay(self.config, KEY)
-        self.memory = Shards(str(folder), shards)
+        self.memory = Shards(str(folder), shards, run="shards")
         self.pool = ThreadPoolExecutor(1)
         self.killed = 0
 

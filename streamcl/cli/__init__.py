@@ -16,6 +16,8 @@ import typer
 
 from streamcl.cli import data, deadletter, versions
 from streamcl.cli.base import AsJson, File, Overrides
+from streamcl.cli.doctor import doctor
+from streamcl.cli.status import status
 from streamcl.errors import ConfigError, StreamclError
 
 if TYPE_CHECKING:
@@ -59,12 +61,8 @@ def serve(file: File, overrides: Overrides = None) -> None:
     serve_until_stopped(_learner(file, overrides).config)
 
 
-@app.command()
-def status(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Positions, samples by fate and whether they add up, tasks, versions, and what is live."""
-    from streamcl.status import status_of
-
-    typer.echo(json.dumps(status_of(file, overrides or ()), indent=1) if as_json else _lines(file, overrides))
+app.command()(status)
+app.command()(doctor)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -76,21 +74,6 @@ def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="N
         raise ConfigError(f"no benchmark {name!r}; there are {', '.join(known)}")
     sys.argv = [f"streamcl bench {name}", *context.args]
     runpy.run_module(f"streamcl.bench.{name}", run_name="__main__")
-
-
-def _lines(file: str, overrides: list[str] | None) -> str:
-    """The status as text."""
-    from streamcl.status import status_of
-
-    found = status_of(file, overrides or ())
-    live = f"v{found['live']}" if found["live"] else "none: the bare base model answers"
-    counts = "  ".join(f"{name} {count}" for name, count in found["counters"].items())
-    counts += f"  unaccounted {found['unaccounted']}"
-    heading = {"store": found["store"], "live": live, "samples": counts, "tasks": ", ".join(found["tasks"])}
-    lines = [f"{name:<8} {value}" for name, value in heading.items()]
-    positions = [f"  {name}: {at}" for name, at in found["positions"].items()]
-    shards = ["  " + "  ".join(f"{key} {value}" for key, value in shard.items()) for shard in found["shards"]]
-    return "\n".join([*lines, "positions", *positions, "shards", *shards])
 
 
 def _learner(file: str, overrides: list[str] | None) -> Learner:
@@ -119,4 +102,3 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from streamcl.cluster.metrics import ShardMetrics
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.sections import ANYWHERE, Resources
@@ -27,9 +28,10 @@ Bytes = npt.NDArray[np.uint8]
 class MemoryShard:
     """One shard: the parameters that rendezvous hashing gives it. Mutable: the part it holds."""
 
-    def __init__(self, store: str, index: int, shards: int) -> None:
+    def __init__(self, store: str, index: int, shards: int, run: str) -> None:
         self.log = Log(open_store(store))
         self.index, self.shards = index, shards
+        self.metrics = ShardMetrics(run, index)
         self.ref: Ref | None = None
         self.part = np.zeros(0, np.uint8)
 
@@ -39,13 +41,18 @@ class MemoryShard:
             whole = TaskMemory.join([TaskMemory.from_bytes(self.log.get_object(ref)) for ref in refs])
             return _array(whole.split(self.shards)[self.index].to_bytes())
         if refs[self.index] != self.ref:
-            self.part, self.ref = _array(self.log.get_object(refs[self.index])), refs[self.index]
+            self._hold(_array(self.log.get_object(refs[self.index])), refs[self.index])
         return self.part
 
     def write(self, part: Bytes) -> Ref:
         """Stores a new part and holds it; its reference is part of the memory once a commit names it."""
-        self.part, self.ref = part, self.log.put_object("memory", part.tobytes(), "safetensors")
-        return self.ref
+        ref = self.log.put_object("memory", part.tobytes(), "safetensors")
+        self._hold(part, ref)
+        return ref
+
+    def _hold(self, part: Bytes, ref: Ref) -> None:
+        self.part, self.ref = part, ref
+        self.metrics.memory(TaskMemory.from_bytes(part.data), len(part))
 
     def pid(self) -> int:
         return os.getpid()
@@ -57,10 +64,10 @@ MemoryActor: Any = ray.remote(max_restarts=-1, max_task_retries=-1)(MemoryShard)
 class Shards:
     """The shards of one run as one memory. Can be sent to workers."""
 
-    def __init__(self, store: str, shards: int, each: Resources = ANYWHERE) -> None:
-        """`each`: what a shard takes of the cluster."""
+    def __init__(self, store: str, shards: int, each: Resources = ANYWHERE, *, run: str) -> None:
+        """`each`: what a shard takes of the cluster. `run`: the run's name, for its metrics."""
         actor = MemoryActor.options(**each.options())
-        self.actors = [actor.remote(store, index, shards) for index in range(shards)]
+        self.actors = [actor.remote(store, index, shards, run) for index in range(shards)]
 
     def read(self, refs: Refs | None) -> TaskMemory:
         """The memory behind `refs`, in one round trip; the tensors are views of shared memory. Empty for None."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from streamcl.cluster.metrics import ShardMetrics
 from streamcl.events import Freeze, Offer
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
@@ -61,6 +62,7 @@ class ReplayShard:
         self.index, self.shards = index, config.store.shards
         self.log = Log(open_store(config.store.path))
         self.reservoir = committed(self.log, config, key).split(self.shards)[index]
+        self.metrics = ShardMetrics(config.name, index)
 
     def take(self, offer: Offer) -> tuple[Ref, bytes]:
         """Takes in this shard's rows of the offer; the shard after it, stored, and its bytes."""
@@ -73,6 +75,7 @@ class ReplayShard:
             [offer.sources[i] for i in mine],
         )
         data = self.reservoir.snapshot()
+        self.metrics.replay(self.reservoir, len(data))
         return self.log.put_object("replay", data, "arrow"), data
 
     def pid(self) -> int:

@@ -25,6 +25,7 @@ from streamcl import events as e
 from streamcl.cluster import server
 from streamcl.cluster.ingest import Ingesting
 from streamcl.cluster.memory import Shards
+from streamcl.cluster.metrics import Metrics
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
 from streamcl.registry import upkeep
@@ -50,6 +51,8 @@ def start_ray(config: Config) -> None:
     """Joins the cluster that `ray.address` or RAY_ADDRESS names, or starts a Ray here. `ray.shutdown` ends either."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "streamcl"}
+    if config.ray.json_logs:
+        quiet["logging_config"] = ray.LoggingConfig(encoding="JSON")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if address:
         ray.init(address=address, **quiet)
@@ -78,12 +81,13 @@ class Runtime:
         self.pulls: deque[Future[e.Arrival]] = deque()
         self.deaths = 0
         self.replay = Replay(config, key)
-        self.memory = Shards(config.store.path, config.store.shards, config.placement.shards)
+        self.memory = Shards(config.store.path, config.store.shards, config.placement.shards, run=config.name)
         self.trainer = Trainer(config, self.memory, name=owner)
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="streamcl")
         self.handle: Future[Any] = self.pool.submit(server.start, config)
         self.progress: Progress | None = None
         self.swap_s: list[float] = []
+        self.metrics = Metrics(config.name)
 
     def recover(self) -> tuple[Mapping[str, Any], Window | None] | None:
         """State and window in training at the newest valid commit, or None for a new run. Repairs the alias pointer."""
@@ -170,6 +174,7 @@ class Runtime:
     def _replace_reader(self) -> None:
         """A new reader, and what was asked of the old one again.  Raises what killed it if it dies again and again."""
         self.deaths += 1
+        self.metrics.failed("reader")
         if self.deaths > READER_DEATHS:
             self.pulls[0].result()
         self.ingest.close()
@@ -226,6 +231,7 @@ class Runtime:
         started = time.monotonic()
         server.swap(handle, number=version.number)
         self.swap_s.append(time.monotonic() - started)
+        self.metrics.swapped(self.swap_s[-1])
         return version
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from streamcl.cluster import push
+from streamcl.cluster.metrics import REPLICA_GAUGES, gauges
 from streamcl.errors import ConfigError, StoreError
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
@@ -56,6 +57,7 @@ class Replica:
         self.published: list[Label] = []
         """What may be asked for by number, as of the last change of the live version."""
         self.loading = asyncio.Lock()
+        self.metrics = gauges(REPLICA_GAUGES, config.name)
         self._follow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -83,6 +85,7 @@ class Replica:
             if version is not None and version.number != self.engine.version[0]:
                 self.engine.load(version.number, version.digest, self._files(version))
                 self.published = [(one.number, one.digest) for one in self.registry.versions()]
+        self.metrics["replica_version"].set(self.engine.version[0])
         return self.engine.version[0]
 
     def _fetch(self, number: int) -> tuple[str, Mapping[str, bytes]]:
@@ -105,13 +108,13 @@ class Replica:
         try:
             await self.follow()
         except (OSError, StoreError) as error:  # the store is away: go on answering with the last good version
-            log.warning("the registry cannot be read, the last good version goes on answering: %s", error)
+            about = {"run": self.config.name, "version": self.engine.version[0]}
+            log.warning("the registry cannot be read, the last good version goes on answering: %s", error, extra=about)
 
 
-def start(config: Config) -> Any:
-    """Starts the endpoint, waits until its replicas are ready, and returns the handle of the deployment."""
+def application(config: Config) -> Any:
+    """The endpoint, not yet running."""
     settings = config.serve
-    serve.start(http_options={"host": settings.host, "port": settings.port})
     deployment = serve.deployment(Replica).options(
         name=APP,
         num_replicas=settings.replicas,
@@ -122,9 +125,15 @@ def start(config: Config) -> Any:
         ray_actor_options=config.placement.replicas.demand(),
         graceful_shutdown_timeout_s=5.0,
     )
+    return deployment.bind(config)
+
+
+def start(config: Config) -> Any:
+    """Starts the endpoint, waits until its replicas are ready, and returns the handle of the deployment."""
+    serve.start(http_options={"host": config.serve.host, "port": config.serve.port})
     if isinstance(config.source, Push):
         push.start(config)
-    return serve.run(deployment.bind(config), name=APP, route_prefix="/")
+    return serve.run(application(config), name=APP, route_prefix="/")
 
 
 def swap(handle: Any, *, number: int, timeout_s: float = 60.0) -> list[int]:

@@ -56,6 +56,11 @@ class Log:
             self._head = self._read(end)
         return self._head
 
+    @property
+    def seen(self) -> int:
+        """Number of the newest commit that was read or written through this value. Asks nobody."""
+        return self._end_seen
+
     def records(self, start: int = 1) -> Iterator[Record]:
         """The commits from `start` to the newest, oldest first.
 

@@ -43,6 +43,13 @@ class TaskMemory:
         """Bytes of all tensors."""
         return sum(t.nbytes for group in self.tensors.values() for t in group.values())
 
+    @property
+    def certificate(self) -> float | None:
+        """The largest error of a subspace, as a share of its rows' energy; None without subspaces."""
+        tensors = (item for group in self.tensors.values() for item in group.items())
+        numbers = (tensor.tolist() for name, tensor in tensors if name.endswith(":numbers"))
+        return max((error / energy for _, energy, error, *_ in numbers if energy), default=None)
+
     def to_bytes(self) -> bytes:
         """The memory as safetensors; equal memories give equal bytes.  Raises NotFinite."""
         assert not any("|" in group for group in self.tensors)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,21 @@ from runs import TASKS, add_bad_samples, settings, write_yaml
 
 from streamcl import config as configuration
 from streamcl import events as e
+from streamcl.cluster import survey
+from streamcl.cluster.metrics import exporters
+from streamcl.cluster.survey import Node
 from streamcl.learner import Learner
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.run import run_to_the_end
 from streamcl.status import status_of
 from streamcl.stream import from_jsonl
+from streamcl.testing.dashboard import metrics, panels, rules
+from streamcl.testing.scrape import Scraper
 
-TRAIN = 48
+TRAIN = 72
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "streamcl.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +38,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = settings(folder, train=TRAIN)
     values["train"]["workers"] = [1, 2]
     values["encoders"] = 2
+    values["ray"] = {"json_logs": True}
     add_bad_samples(folder)
     write_yaml(folder, values)
     return folder
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path) -> dict[str, Any]:
+def said() -> io.StringIO:
+    """Standard error of the run."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def scraped() -> Iterator[Scraper]:
+    """What Prometheus would have read during the run."""
+    scraper = Scraper(exporters)
+    scraper.start()
+    yield scraper
+    scraper.stop()
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, said: io.StringIO, scraped: Scraper) -> dict[str, Any]:
     """The summary of an undisturbed run."""
-    return run_to_the_end(Learner(configuration.load(folder / "run.yaml")), quiet=True)
+    with contextlib.redirect_stderr(said):
+        return run_to_the_end(Learner(configuration.load(folder / "run.yaml")), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +103,66 @@ def test_the_log_holds_window_version_alias_in_this_order(log: Log) -> None:
     assert kinds == ["fence", "window", "version", "alias", "window", "version", "alias", "data"]
 
 
+def test_metrics_say_what_the_log_says(first: dict[str, Any], scraped: Scraper) -> None:
+    assert set(scraped.of("ray_streamcl_unaccounted_samples", run="small")) == {0}
+    accepted = scraped.of("ray_streamcl_samples", fate="accepted")
+    assert TRAIN <= max(accepted) <= first["counters"]["accepted"]
+    assert max(scraped.of("ray_streamcl_samples", fate="dead")) == first["counters"]["dead"]
+    assert max(scraped.of("ray_streamcl_live_version")) >= 1
+    assert max(scraped.of("ray_streamcl_replica_version")) >= 1
+    assert 0 < max(scraped.of("ray_streamcl_window_seconds", stage="train")) < first["seconds"]["train"]
+    assert 0 < max(scraped.of("ray_streamcl_swap_seconds")) <= first["seconds"]["swap"]
+    for shard in "01":
+        assert max(scraped.of("ray_streamcl_reservoir_rows", shard=shard)) > 0
+        assert max(scraped.of("ray_streamcl_memory_bytes", shard=shard)) > 0
+
+
+@pytest.mark.parametrize(("panel", "queries"), panels(DASHBOARD).items(), ids=panels(DASHBOARD))
+def test_a_panel_shows_what_a_run_exports(
+    panel: str, queries: list[str], first: dict[str, Any], scraped: Scraper
+) -> None:
+    for query in queries:
+        assert metrics(query) <= scraped.values.keys()
+
+
+def test_alerts_watch_what_a_run_exports(first: dict[str, Any], scraped: Scraper) -> None:
+    alerts = rules(DEPLOY / "prometheus" / "rules.yaml")
+    wanted = {name for query in alerts.values() for name in metrics(query)} - alerts.keys()
+    assert wanted - scraped.values.keys() <= {"ray_serve_num_http_error_requests_total"}  # begins with the first error
+
+
+def test_few_series_are_exported(first: dict[str, Any], scraped: Scraper) -> None:
+    tags = {(name, tuple(sorted(has.items()))) for name, many in scraped.values.items() for has, _ in many}
+    ours = [name for name, _ in tags if name.startswith("ray_streamcl_")]
+    assert len(ours) < 150
+
+
+def test_logs_are_json_with_run_window_and_version(first: dict[str, Any], said: io.StringIO) -> None:
+    lines = [json.loads(line) for line in said.getvalue().splitlines() if line.startswith("{")]
+    live = [line for line in lines if line["message"] == "version is live"]
+    assert [(line["run"], line["window"], line["version"]) for line in live] == [("small", 1, 1), ("small", 2, 2)]
+    assert {line["reason"].split(":")[0] for line in lines if line["message"] == "dead letter"} == {
+        "image",
+        "answer",
+        "too_large",
+    }
+
+
 def test_the_same_command_again_learns_nothing_twice(folder: Path, first: dict[str, Any]) -> None:
-    learner = Learner(configuration.load(folder / "run.yaml"))
+    learner = Learner(configuration.load(folder / "run.yaml", ["ray.json_logs=false"]))
     happened: list[object] = []
-    assert list(learner.run(happened.append)) == []
+    nodes: list[Node] = []
+
+    def watch(happening: object) -> None:
+        happened.append(happening)
+        if not nodes:
+            nodes.extend(survey.survey(str(folder / "store"), "secret/none", str(folder)))
+            assert survey.dashboard() == ""
+
+    assert list(learner.run(watch)) == []
+    assert [(node.versions["ray"], "has no secret/none" in node.store) for node in nodes] == [
+        (importlib.metadata.version("ray"), True)
+    ]
     assert not any(isinstance(one, e.Train) for one in happened)
     again = status_of(str(folder / "run.yaml"), ())
     assert again["counters"] == first["counters"]
