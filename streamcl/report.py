@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def matrix(versions: Sequence[Mapping[str, Any]]) -> Matrix | None:
     return Matrix(tasks, columns, np.array(rows, np.float64), zero_shot).sorted()
 
 
-def draw(result: Matrix, path: Path, *, title: str) -> None:
+def draw(result: Matrix, path: Path | IO[bytes], *, title: str) -> None:
     """The matrix as a picture: tasks down, time across, each cell a score in percent."""
     from matplotlib.figure import Figure
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,12 +118,13 @@ def _conclude(learner: Learner, asked: Sequence[Asked]) -> dict[str, Any]:
     failed = [one for one in asked if one.answer is None]
     requests = {"total": len(asked), "failed": len(failed), "mismatched": len(wrong)}
     result = summary(log, seconds=learner.seconds, requests=requests)
-    folder = Path(config.store.path)
-    (folder / "summary.json").write_text(json.dumps(result, indent=1))
+    log.store.put("summary.json", json.dumps(result, indent=1).encode())
     found = matrix(versions_of(log))
     if found is not None:
         kind = type(config.strategy).__name__
-        draw(found, folder / "matrix.png", title=f"{config.name}: exact match, {kind}, seed {config.seed}")
+        picture = io.BytesIO()
+        draw(found, picture, title=f"{config.name}: exact match, {kind}, seed {config.seed}")
+        log.store.put("matrix.png", picture.getvalue())
     return result
 
 
