@@ -33,6 +33,7 @@ from streamcl.bench.report import RESULTS, Claim, about, save
 from streamcl.stream.segments import FOLDER, Segments
 
 COMMAND = "python -m streamcl.bench.push"
+PARTS = ("power", "process", "early", "ray")
 PRODUCERS = 8
 KILLS = {"process": 24, "ray": 6, "early": 4}
 CUTS = 200
@@ -144,18 +145,23 @@ def claims(rows: dict[str, dict[str, Any]]) -> list[Claim]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", choices=["power", "process", "early", "ray"], help="one part")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--json", action="store_true", help="print the rows too")
     args = parser.parse_args()
-    path = RESULTS / "push.json"
-    rows = {row["part"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    for part in [args.only] if args.only else ["power", "process", "early", "ray"]:
+    for part in [args.only] if args.only else PARTS:
         started = time.monotonic()
-        rows[part] = measured(part)
-        rows[part]["wall_s"] = round(time.monotonic() - started)
-        print(json.dumps(rows[part]), file=sys.stdout if args.json else sys.stderr, flush=True)
-        whole = {*rows} == {"power", "process", "early", "ray"}
-        save("push", about(seeds=[0]), rows=[*rows.values()], claims=claims(rows) if whole else [])
+        row = {**measured(part), "wall_s": round(time.monotonic() - started)}
+        print(json.dumps(row), file=sys.stdout if args.json else sys.stderr, flush=True)
+        keep(row)
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Writes the result anew, with this part's row in place of its last one."""
+    path = RESULTS / "push.json"
+    rows = {old["part"]: old for old in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    rows[row["part"]] = row
+    found = claims(rows) if {*rows} == {*PARTS} else []
+    save("push", about(seeds=[0]), rows=[rows[part] for part in PARTS if part in rows], claims=found)
 
 
 if __name__ == "__main__":
