@@ -120,6 +120,7 @@ def application(config: Config) -> Any:
         num_replicas=settings.replicas,
         max_ongoing_requests=4 * settings.max_batch,
         max_queued_requests=settings.max_queued,
+        backpressure_config={"retry_after_s": 1},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=60.0,
         ray_actor_options=config.placement.replicas.demand(),

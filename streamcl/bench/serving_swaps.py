@@ -1,0 +1,197 @@
+"""Versions are swapped under an endpoint of two replicas, while a client asks at a steady rate: what it notices.
+
+Phases without and with swaps take turns in one run. Every answer is made again, alone, by the version that it names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamcl.bench.reliability_client import PATIENT, free_port
+from streamcl.bench.report import Claim
+from streamcl.learner import resolve
+from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
+from streamcl.registry.versions import Registry
+from streamcl.sections import Config, ServeConfig, StoreConfig
+from streamcl.serve.client import body
+from streamcl.serve.engine import Engine, Request
+from streamcl.stream import Files
+from streamcl.train.model import ModelConfig, base_digest, fresh, grow, load_base, params_of, to_bytes, to_files
+from streamcl.types import Sample, from_batch
+from streamcl.zoo import load_task
+
+COMMAND = "python -m streamcl.bench.serving swaps"
+VERSIONS, QUESTIONS, TOKENS = 8, 12, 8
+PER_SECOND, EVERY_S = 11.0, 2.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some seconds of the run, with or without swaps."""
+
+    swapping: bool
+    begin: float
+    end: float
+
+
+def config(folder: Path) -> Config:
+    """Two replicas of the zoo's model; the stream is never read."""
+    serve = ServeConfig(port=free_port(), replicas=2)
+    return resolve(
+        Config(StoreConfig(str(folder / "store")), ModelConfig("zoo:small"), Files(str(folder)), "swapped", serve=serve)
+    )
+
+
+def publish(config: Config) -> Registry:
+    """Random adapters of the configured form as versions 1 to VERSIONS, the first one live."""
+    log = Log(open_store(config.store.path))
+    log.acquire("bench")
+    registry = Registry(log, config.name)
+    digest = base_digest(config.model.path)
+    for number in range(1, VERSIONS + 1):
+        files = random_files(config, number)
+        registry.publish(files, window=number, task="random", base_digest=digest, scores={})
+    registry.promote(1)
+    return registry
+
+
+def random_files(config: Config, seed: int) -> dict[str, bytes]:
+    """An adapter of the configured form that answers as none was taught to."""
+    shapes = params_of(grow(load_base(config.model), config.model.lora, seed=0))
+    generator = torch.Generator().manual_seed(seed)
+    values = {
+        name: value if "lora_A" in name else torch.randn(value.shape, generator=generator) * 0.02
+        for name, value in fresh(shapes, seed=seed).items()
+    }
+    return to_files(config.model.lora, to_bytes(values))
+
+
+def questions() -> list[Sample]:
+    rows = (load_task(task, "test").slice(0, QUESTIONS // 2) for task in ("digits", "animals"))
+    return [sample for table in rows for sample in from_batch(table)]
+
+
+@contextmanager
+def endpoint(config: Config) -> Iterator[Any]:
+    """The endpoint on a Ray of its own; its handle."""
+    os.environ.update(PATIENT)
+    from streamcl.cluster import runtime, server
+
+    runtime.start_ray(config)
+    try:
+        yield server.start(config)
+    finally:
+        runtime.stop_ray()
+
+
+def measure(config: Config, registry: Registry, handle: Any, plan: Sequence[tuple[bool, float]]) -> Any:
+    """Asks through all phases of `plan` (swapping, seconds). What was asked, the phases, seconds of each swap."""
+    from streamcl.cluster import server
+
+    bodies = [body(sample, model=config.name) | {"max_tokens": TOKENS} for sample in questions()]
+    url = f"http://{config.serve.host}:{config.serve.port}"
+    sent = {"url": url, "bodies": bodies, "per_second": PER_SECOND, "seconds": sum(s for _, s in plan) + 4}
+    command = [sys.executable, "-m", "streamcl.bench.serving_client"]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert client.stdin is not None
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.append(client.stdout.read() if client.stdout else ""))
+    client.stdin.write(json.dumps(sent))
+    client.stdin.close()
+    reader.start()
+    time.sleep(3.0)
+    phases, swaps = list[Phase](), list[float]()
+    for swapping, seconds in plan:
+        begin = time.time()
+        while (left := begin + seconds - time.time()) > 0:
+            if swapping:
+                number = (len(swaps) + 1) % VERSIONS + 1
+                started = time.time()
+                registry.promote(number)
+                answers = server.tell(handle, "follow")
+                swaps.append(time.time() - started)
+                assert answers == [number] * config.serve.replicas, answers
+                left = min(left, EVERY_S - swaps[-1])
+            time.sleep(max(0.0, left))
+        phases.append(Phase(swapping, begin, time.time()))
+    reader.join()
+    return [json.loads(line) for line in said[0].splitlines()], phases, swaps
+
+
+def audit(config: Config, registry: Registry, asked: Sequence[dict[str, Any]]) -> int:
+    """How many answers the version that they name does not give, asked alone."""
+    samples, wrong = questions(), 0
+    with closing(Engine(load_base(config.model), config.model.lora, max_batch=1)) as engine:
+        for number in sorted({one["version"] for one in asked if "answer" in one}):
+            version = registry.get(number)
+            engine.load(number, version.digest, registry.read(version))
+            requests = [Request(one.messages[:-1], one.images, TOKENS) for one in samples]
+            truth = [answer.text for answer in engine.answer(requests)]
+            wrong += sum(
+                one["answer"] != truth[one["body"]] or one["digest"] != version.digest
+                for one in asked
+                if one.get("version") == number
+            )
+    return wrong
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def times(asked: Sequence[dict[str, Any]], phases: Sequence[Phase], *, swapping: bool) -> list[float]:
+    """Seconds of the answers that were due in phases of one kind."""
+    mine = [phase for phase in phases if phase.swapping == swapping]
+    return [one["seconds"] for one in asked if any(phase.begin <= one["due"] < phase.end for phase in mine)]
+
+
+def swaps(rounds: int, quiet_s: float, swapping_s: float) -> tuple[list[dict[str, Any]], list[Claim]]:
+    """`rounds` quiet phases and as many with swaps, in turn."""
+    with tempfile.TemporaryDirectory(prefix="streamcl-serving-") as folder:
+        settings = config(Path(folder))
+        registry = publish(settings)
+        plan = [(False, quiet_s), (True, swapping_s)] * rounds
+        with endpoint(settings) as handle:
+            asked, phases, took = measure(settings, registry, handle, plan)
+        wrong = audit(settings, registry, asked)
+    failed = [one for one in asked if "answer" not in one]
+    calm, busy = (times(asked, phases, swapping=swapping) for swapping in (False, True))
+    row = {
+        "part": "swaps", "asked": len(asked), "failed": len(failed), "errors": [one["error"] for one in failed[:5]],
+        "wrong": wrong, "versions": VERSIONS, "per_second": PER_SECOND, "swaps": len(took),
+        "swap_s": {"p50": percentile(took, 0.5), "max": max(took)},
+        "quiet": {"n": len(calm), "p50": percentile(calm, 0.5), "p99": percentile(calm, 0.99)},
+        "swapping": {"n": len(busy), "p50": percentile(busy, 0.5), "p99": percentile(busy, 0.99)},
+        "seconds": sum(phase.end - phase.begin for phase in phases),
+    }  # fmt: skip
+    return [row], [_claim(row)]
+
+
+def _claim(row: dict[str, Any]) -> Claim:
+    calm, busy, ratio = row["quiet"], row["swapping"], row["swapping"]["p99"] / row["quiet"]["p99"]
+    enough = row["swaps"] >= 100 and row["seconds"] >= 300
+    return Claim(
+        "7.2",
+        f"{row['swaps']} swaps in {row['seconds'] / 60:.1f} minutes under {row['per_second']:g} requests a second on 2 "
+        "replicas: failed, and other than what the named version gives; p99 while swapping over p99 without",
+        ">= 100 swaps in >= 5 minutes: 0, 0; <= 1.2",
+        f"{row['failed']} and {row['wrong']} of {row['asked']}; {ratio:.2f} ({1e3 * busy['p99']:.0f} ms over "
+        f"{1e3 * calm['p99']:.0f} ms; p50 {1e3 * busy['p50']:.0f} and {1e3 * calm['p50']:.0f}); a swap takes "
+        f"{1e3 * row['swap_s']['p50']:.0f} ms, at most {1e3 * row['swap_s']['max']:.0f}",
+        enough and not row["failed"] and not row["wrong"] and ratio <= 1.2,
+        COMMAND,
+    )
