@@ -23,6 +23,10 @@ class SourceError(StreamclError):
     """The source cannot be read: it vanished, changed under a committed position, or refuses us."""
 
 
+class SinkError(StreamclError):
+    """Samples cannot be written where they are to go."""
+
+
 class StoreError(StreamclError):
     """The run's store broke a promise: unsafe for two writers, unreachable, or out of space."""
 

@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"cluster"},
     {"learner", "report"},
-    {"status", "inspection", "doctor"},
+    {"status", "inspection", "produce", "doctor"},
     {"console", "journal"},
     {"run", "app"},
     {"cli"},

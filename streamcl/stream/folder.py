@@ -39,6 +39,11 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise refuse("image", f"{shown(key)} cannot be read in the source's folder") from error
 
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a file of the folder, which is there as a whole or not at all.  Raises OSError."""
+        self.fs.pipe_file(f"{self.root}/_{name}", data)  # a name that no reader looks at
+        self.fs.mv(f"{self.root}/_{name}", f"{self.root}/{name}")
+
     def _holds(self, path: str) -> bool:
         root = os.path.realpath(self.root or "/")
         return os.path.commonpath([root, os.path.realpath(path)]) == root

@@ -94,19 +94,21 @@ class Kafka(Source):
         kafka = client_library()
         from confluent_kafka.admin import AdminClient
 
-        admin = AdminClient(self._brokers().options())
+        admin = AdminClient(self.connection.options())
         offsets = [kafka.TopicPartition(*split(name), position) for name, position in positions.items()]
         group = kafka.ConsumerGroupTopicPartitions(self.group, offsets)
         with contextlib.suppress(kafka.KafkaException):  # lag tools then see the next commit
             for future in admin.alter_consumer_group_offsets([group], request_timeout=HINT_S).values():
                 future.result()
 
-    def _brokers(self) -> Brokers:
+    @property
+    def connection(self) -> Brokers:
+        """The way to the brokers."""
         return Brokers(self.brokers, self.tls, self.sasl)
 
     def _link(self) -> Link:
         return Link(
-            self._brokers(),
+            self.connection,
             {
                 "group.id": self.group,
                 "enable.auto.commit": False,

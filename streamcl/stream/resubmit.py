@@ -70,8 +70,7 @@ def _written(folder: Folder, samples: Sequence[Sample]) -> str:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_batches([to_batch(samples)]), sink)
     name = f"{PREFIX}{hashlib.sha256(sink.getvalue()).hexdigest()[:12]}.parquet"
-    folder.fs.pipe_file(f"{folder.root}/_{name}", sink.getvalue())  # a name that no reader looks at
-    folder.fs.mv(f"{folder.root}/_{name}", f"{folder.root}/{name}")
+    folder.put(name, sink.getvalue())
     return name
 
 

@@ -312,11 +312,11 @@ def test_secrets_are_named_where_they_lie_and_shown_nowhere(monkeypatch: pytest.
     config = parse({"store": "s", "model": "m", "source": section})
     assert isinstance(config.source, Kafka)
     monkeypatch.setenv("KEY", "hunter2")
-    options = config.source._brokers().options()
+    options = config.source.connection.options()
     assert (options["sasl.password"], options["ssl.key.password"]) == ("hunter2", "hunter2")
     assert options["security.protocol"] == "SASL_SSL"
-    for shown in (repr(config), str(config.source._brokers()), dump(config)):
+    for shown in (repr(config), str(config.source.connection), dump(config)):
         assert "hunter2" not in shown
     monkeypatch.delenv("KEY")
     with pytest.raises(ConfigError, match="no variable KEY"):
-        config.source._brokers().options()
+        config.source.connection.options()
