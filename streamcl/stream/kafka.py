@@ -34,7 +34,7 @@ AT_ONCE = 256
 QUEUED_KB = 16 * 2**10
 """What the client reads ahead of a partition, KiB."""
 SOON_S = 0.05
-"""How long a poll waits for messages that the broker is known to have."""
+"""How long a poll waits for messages that may be on their way, if the one before it brought some."""
 ASK_S = 0.3
 """How long a broker may take to say that it is there, once it was away."""
 HINT_S = 5.0
@@ -116,6 +116,7 @@ class Kafka(Source):
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
                 "queued.max.messages.kbytes": QUEUED_KB,
+                "fetch.queue.backoff.ms": 10,  # else reading pauses for a second whenever the queue was full
             },
         )
 
@@ -136,6 +137,7 @@ class KafkaReader:
         self._source, self._link, self._partition, self._clock = source, link, partition, clock
         self._kafka = client_library()
         self._errors: list[KafkaError] = []
+        self._flowing = True
         self._silent_since: float | None = None
         self._asked = 0.0
         self._assign(position)
@@ -145,12 +147,15 @@ class KafkaReader:
         messages: list[Message] = []
         size = 0
         while len(messages) < limit and size < POLL_BYTES and not self._errors:
-            wait = SOON_S if not messages and self._behind() else 0.0
-            if not (got := self._link.consumer.consume(min(limit - len(messages), AT_ONCE), wait)):
+            got = self._link.consumer.consume(min(limit - len(messages), AT_ONCE), 0.0)
+            if not got and not messages and self._flowing:
+                got = self._link.consumer.consume(1, SOON_S)  # for more it would wait although some are there
+            if not got:
                 break
             self._errors += [message.error() for message in got if message.error() is not None]
             messages += [message for message in got if message.error() is None]
             size += sum(map(len, got))
+        self._flowing = bool(messages)
         if not messages:
             return self._failed(self._errors.pop(0)) if self._errors else self._nothing()
         self._silent_since = None
@@ -195,23 +200,14 @@ class KafkaReader:
         start = position or self._kafka.OFFSET_BEGINNING
         self._link.consumer.assign([self._kafka.TopicPartition(topic, number, start)])
 
-    def _watermarks(self, timeout: float | None = None) -> tuple[int, int] | None:
-        """The oldest offset and the next one to be written: as the broker says within `timeout`, or as last heard."""
+    def _watermarks(self, timeout: float) -> tuple[int, int] | None:
+        """The oldest offset and the next one to be written, if the broker says them in time."""
         partition = self._kafka.TopicPartition(*split(self._partition))
-        consumer = self._link.consumer
         try:
-            found: tuple[int, int] | None = (
-                consumer.get_watermark_offsets(partition, cached=True)
-                if timeout is None
-                else consumer.get_watermark_offsets(partition, timeout=timeout)
-            )
+            found: tuple[int, int] | None = self._link.consumer.get_watermark_offsets(partition, timeout=timeout)
         except self._kafka.KafkaException:
             return None
         return found
-
-    def _behind(self) -> bool:
-        found = self._watermarks()
-        return found is not None and found[1] > self.position
 
     def _nothing(self) -> Polled:
         """No message: there is none, or no broker answers, which is waited for."""
