@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import fsspec
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from streamcl.config import load
 from streamcl.errors import ConfigError, SourceError
@@ -75,3 +78,32 @@ def produce(
             sleep(QUIET_S)
         elif due > now:
             sleep(due - now)
+
+
+def produce_shown(source: Source, where: str, *, rate: float) -> bool:
+    """`produce` with progress on the terminal; whether the source came to its end. Ctrl-C ends it cleanly.
+
+    Raises ConfigError, SourceError, SinkError.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    sink, ended, counts = sink_of(where), False, (0, 0)
+    started = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        line = progress.add_task(f"to {where}", total=None)
+
+        def watch(sent: int, refused: int) -> None:
+            nonlocal counts
+            counts = sent, refused
+            speed = sent / max(time.monotonic() - started, 1e-9)
+            progress.update(line, description=f"to {where}: {sent} samples, {speed:,.0f}/s")
+
+        with contextlib.suppress(KeyboardInterrupt):
+            produce(source, sink, rate=rate, watch=watch)
+            ended = True
+        there = sink.close()
+    console.print(
+        f"{counts[0]} samples sent to {where}; refused: {counts[1]} by the door, {there} there"
+        + ("" if ended else "; stopped before the end")
+    )
+    return ended

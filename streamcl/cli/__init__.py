@@ -29,6 +29,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(versions.app, name="versions")
 app.add_typer(deadletter.app, name="deadletter")
 app.command("inspect")(data.inspect)
+app.command("produce")(data.produce)
 
 
 @app.command()

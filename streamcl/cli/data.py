@@ -28,3 +28,24 @@ def inspect(
 
     found = inspected(source_of(where, settings or ()), rows=rows, sheet=sheet)
     typer.echo(json.dumps(found, indent=1) if as_json else as_text(found))
+
+
+def produce(
+    where: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, folder or glob, zoo:stream, or a run.yaml.")],
+    sink: Annotated[
+        str,
+        typer.Argument(
+            metavar="SINK",
+            help="kafka://host:port/topic, a run.yaml that reads Kafka, http(s)://host/v1/samples (with the key in "
+            "STREAMCL_API_KEY), or a folder's URL (Parquet; with /*.jsonl at its end, JSON Lines).",
+        ),
+    ],
+    settings: Settings = None,
+    rate: Annotated[float, typer.Option(min=0.0, help="Samples a second at most; 0: as fast as it goes.")] = 0.0,
+) -> None:
+    """Feed a stream into another, from its start to its end. Sent again, its samples are noticed as repeats."""
+    from streamcl.inspection import source_of
+    from streamcl.produce import produce_shown
+
+    if not produce_shown(source_of(where, settings or ()), sink, rate=rate):
+        raise typer.Exit(130)

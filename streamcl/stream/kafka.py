@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from streamcl.errors import BadSample, ConfigError, SourceError
 from streamcl.stream.base import NO_ROWS, Polled, Source
 from streamcl.stream.broker import Brokers, Link, Sasl, Tls, client_library
-from streamcl.stream.deadletter import payload, refuse
-from streamcl.stream.decode import decode
-from streamcl.stream.isolate import CHILD
+from streamcl.stream.deadletter import refuse
+from streamcl.stream.door import Door
+from streamcl.stream.formats import Row
 from streamcl.stream.limits import Limits
-from streamcl.stream.messages import record_of
+from streamcl.stream.messages import is_image, record_of
+from streamcl.stream.shapes import check_columns
 from streamcl.types import DeadLetter, Sample, to_batch
 
 if TYPE_CHECKING:
@@ -66,10 +67,13 @@ class Kafka(Source):
     """What to do where the broker has deleted messages that were not read yet: end with an error; or go on with the
     oldest that are left, with a dead letter that says what was lost."""
     limits: Limits = field(default_factory=Limits)
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our names of a record's fields, and the producers' own: {messages: chat, images: pictures, id: uid}."""
     name: str = "kafka"
     """Goes into each sample's `source`."""
 
     def __post_init__(self) -> None:
+        check_columns(self.columns)
         if not self.topics or not all(map(TOPIC.fullmatch, self.topics)):
             raise ConfigError(f"topics {list(self.topics)}: name at least one, of A-Z a-z 0-9 . _ -")
         if not self.brokers or "/" in self.brokers:
@@ -176,22 +180,23 @@ class KafkaReader:
         return Polled(to_batch(good) if good else NO_ROWS, tuple(dead))
 
     def _taken(self, message: Message, value: bytes) -> Sample | DeadLetter:
-        offset = message.offset()
-        record: Mapping[str, Any] = {}
+        columns = {} if is_image(value) else self._source.columns
+        door, offset = Door(self._source.name, self._source.limits, columns), message.offset()
+        record: Mapping[str, Any] | BadSample
         try:
             record = record_of(value, dict(message.headers() or ()), self._source.limits)
-            if record.get("time") is None:
-                record = {**record, "time": max(0, message.timestamp()[1]) / 1000}
-            sample = decode(record, self._source.limits, prove=CHILD.prove)
+            if record.get(time_name := columns.get("time", "time")) is None:
+                record = {**record, time_name: max(0, message.timestamp()[1]) / 1000}
         except BadSample as error:
-            return self._letter(str(error), offset, record.get("id"), payload(value))
-        return replace(sample, source=self._source.name, partition=self._partition, position=offset + 1)
+            record = error
+        taken = door.take(Row(offset + 1, record, value), self._partition)
+        return self._placed(taken) if isinstance(taken, DeadLetter) else taken
 
-    def _letter(self, reason: str, offset: int, name: object = None, raw: str = "") -> DeadLetter:
+    def _placed(self, letter: DeadLetter) -> DeadLetter:
+        """The letter with its place in the words of Kafka's tools."""
         topic, number = split(self._partition)
-        where = f"{reason} (topic {topic}, partition {number}, offset {offset})"
-        shown = name[:256].encode("ascii", "backslashreplace").decode() if isinstance(name, str) else ""
-        return DeadLetter(where, shown, self._source.name, self._partition, offset + 1, raw)
+        place = f"topic {topic}, partition {number}, offset {letter.position - 1}"
+        return replace(letter, reason=f"{letter.reason} ({place})")
 
     # -- when nothing comes --------------------------------------------------------------------------------------------
 
@@ -260,7 +265,7 @@ class KafkaReader:
                 "in a topic of another name and start a new run; and raise the topic's retention"
             )
         gap = f"offsets {self.position} to {oldest - 1} were deleted by the broker before they were read"
-        letter = self._letter(str(refuse("lost", gap)), oldest - 1)
+        letter = self._placed(DeadLetter(str(refuse("lost", gap)), "", self._source.name, self._partition, oldest))
         self._assign(oldest)
         self.position = oldest
         return Polled(NO_ROWS, (letter,))

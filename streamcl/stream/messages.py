@@ -1,7 +1,7 @@
 """What a message's bytes are (a JSON record, an Arrow record, or an image) shows in the first of them.
 
 An image is the value as it is; its message's headers say the rest, as UTF-8: `answer`, and if wanted `instruction`,
-`id`, `task`, `time` (Unix seconds). The other two hold one record each, with the fields that `decode` reads.
+`id`, `task`, `time` (Unix seconds). The other two hold one record each, in any shape that the door knows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ def record_of(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Map
     """The raw record in a message, to be decoded.  Raises BadSample."""
     if len(value) > limits.record_bytes:
         raise refuse("too_large", f"a message of {len(value)} bytes; at most {limits.record_bytes} are allowed")
-    if value.startswith(IMAGES):
+    if is_image(value):
         return _of_image(value, headers)
     record = _of_arrow(value) if value.startswith(ARROW) else parsed(value, limits)
     if isinstance(record, BadSample):
         raise record
     return record
+
+
+def is_image(value: bytes) -> bool:
+    return value.startswith(IMAGES)
 
 
 def _of_image(value: bytes, headers: Mapping[str, bytes]) -> dict[str, Any]:
