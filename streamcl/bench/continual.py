@@ -186,7 +186,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-continual")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--data", metavar="DIR", help="instead: a UCIT or CoIN directory, through its tasks in order")
+    parser.add_argument("--strategies", default="finetune,replay,dgg", help="with --data: which, by comma")
+    parser.add_argument("--model", default="zoo:small", help="with --data: path or id of the base model")
     asked = parser.parse_args()
+    if asked.data:
+        from streamcl.bench.continual_data import compare
+
+        compare(asked.data, asked.strategies.split(","), model=asked.model, as_json=asked.json)
+        return
     asked.cache.mkdir(parents=True, exist_ok=True)
     results = run(jobs(quick=asked.quick, ablations=not asked.main), asked.cache, workers=asked.workers)
     rows = rows_of(results)

@@ -144,7 +144,7 @@ def run(cell: Cell, cache: Path) -> dict[str, Any]:
     strategy, order = strategy_of(cell), ORDERS[cell.order]
     learning, data = _model(cell, strategy, cache)
     parts, held = stream_of(cell, data)
-    scored, replay = _Scored(learning, held), _Replay(cell.buffer, cell.seed)
+    scored, replay = _Scored(learning, held), Replay(cell.buffer, cell.seed)
     zero, columns, seconds, leaks, shares = scored.now(held), [], 0.0, [0.0], []
     memory, served = TaskMemory(), None
     for visit, (task, rows) in enumerate(parts):
@@ -212,7 +212,7 @@ class _Scored:
         return scores(self.learning.model, sets, pad_id=self.learning.pad_id, bfloat16=True)
 
 
-class _Replay:
+class Replay:
     """The run's reservoir, in memory. Mutable."""
 
     def __init__(self, capacity: int, seed: int) -> None:
