@@ -95,8 +95,8 @@ class Controller:
         self._drain()
         if self.waiting and self.training is None:
             return [self._freeze(self.waiting), *self._pulls()]
-        under_way = self.pulls or self.backlog or self.open or self.waiting or self.training or self.swapping
-        if self.ended and not under_way:
+        open_rows = self.open and self.open.rows
+        if self.ended and not any((self.pulls, self.backlog, open_rows, self.waiting, self.training, self.swapping)):
             self.finished = True
             return [e.Commit(self._checkpoint()), e.Finish()]
         return self._pulls()
@@ -120,8 +120,9 @@ class Controller:
         if size := self._full():
             self._close_counted(size)
         elif self.ended and not self.backlog and not self.pulls:
-            self._close(self.open, closes_task=True)
-            self.open = None
+            if self.open.rows or self.continues:
+                self._close(self.open, closes_task=True)
+            self.open, self.continues = Draft(self.open.task), False  # should the source go on, so does its task
         elif self.open.rows and self.now is not None:
             self.open.since = self.now if self.open.since is None else self.open.since
             if self.now - self.open.since >= self.config.age_s:

@@ -213,6 +213,18 @@ def test_the_end_of_the_stream_closes_the_task_and_finishes() -> None:
     assert learner.handle(e.Ticked(1e9)) == []
 
 
+@pytest.mark.parametrize("samples", [2, 100])
+def test_a_source_that_goes_on_after_its_end_goes_on_with_its_task(samples: int) -> None:
+    learner = controller(samples=samples)
+    play(learner, arrived("a a"), ended(), ended())
+    again = built(samples=samples)
+    actions = again.restore(json.loads(json.dumps(learner.snapshot())), None)
+    assert actions == [e.Pull()] * PREFETCH
+    actions = play(again, arrived("a", start=3), arrived("b", start=4), ended(), ended())
+    assert windows(actions) == [("a", [0], True), ("b", [0], True)]
+    assert actions[-1] == e.Finish(ended=True)
+
+
 def test_the_end_waits_for_the_other_pull_and_for_the_trainer() -> None:
     learner = controller()
     assert learner.handle(arrived("a", ended=True)) == []  # one more arrival is on its way
