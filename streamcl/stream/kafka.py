@@ -84,12 +84,12 @@ class Kafka(Source):
 
     def partitions(self) -> list[str]:
         """Every topic's partitions.  Raises SourceError, ConfigError."""
-        found = self._link().topics(self.topics)
+        found = self.link().topics(self.topics)
         return [f"{topic}/{number}" for topic, numbers in found.items() for number in numbers]
 
     def open(self, partition: str, position: int) -> KafkaReader:
         """Reads a partition from an offset on; 0 is the oldest message there is.  Raises SourceError, ConfigError."""
-        return KafkaReader(self, self._link(), partition, position)
+        return KafkaReader(self, self.link(), partition, position)
 
     def committed(self, positions: Mapping[str, int]) -> None:
         """Writes the group's offsets, if the broker takes them within a few seconds."""
@@ -110,7 +110,8 @@ class Kafka(Source):
         """The way to the brokers."""
         return Brokers(self.brokers, self.tls, self.sasl)
 
-    def _link(self) -> Link:
+    def link(self) -> Link:
+        """A new consumer, without a partition yet.  Raises ConfigError."""
         return Link(
             self.connection,
             {
@@ -205,7 +206,7 @@ class KafkaReader:
         start = position or self._kafka.OFFSET_BEGINNING
         self._link.consumer.assign([self._kafka.TopicPartition(topic, number, start)])
 
-    def _watermarks(self, timeout: float) -> tuple[int, int] | None:
+    def watermarks(self, timeout: float) -> tuple[int, int] | None:
         """The oldest offset and the next one to be written, if the broker says them in time."""
         partition = self._kafka.TopicPartition(*split(self._partition))
         try:
@@ -223,7 +224,7 @@ class KafkaReader:
         self._silent_since = now if self._silent_since is None else self._silent_since
         if now - self._asked >= 1.0:
             self._asked = now
-            if self._watermarks(ASK_S) is not None:
+            if self.watermarks(ASK_S) is not None:
                 self._silent_since = None
                 self._link.complaints.clear()
                 return Polled(NO_ROWS)
@@ -246,7 +247,7 @@ class KafkaReader:
 
     def _gone(self, error: KafkaError) -> Polled:
         """The broker no longer has what follows our position, or not yet."""
-        found = self._watermarks(HINT_S)
+        found = self.watermarks(HINT_S)
         if found is None:
             self._assign(self.position)
             self._link.complaints.append(error)
