@@ -30,6 +30,8 @@ from streamcl.store.keyed import derive, siphash
 from streamcl.store.reservoir import Reservoir
 from streamcl.stream.base import NO_ROWS, Merged, Polled
 from streamcl.stream.deadletter import payload, refuse
+from streamcl.stream.files import Files
+from streamcl.stream.fingerprint import Unchanged
 from streamcl.train.batch import Encoder
 from streamcl.train.model import load_base
 from streamcl.types import DeadLetter
@@ -59,7 +61,8 @@ class Ingest:
 
     @cached_property
     def stream(self) -> Merged:
-        return Merged(self.config.source, self.start)
+        source = self.config.source
+        return Merged(Unchanged(source, self.store) if isinstance(source, Files) else source, self.start)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from streamcl.errors import ConfigError, SourceError
 from streamcl.stream.base import Source
 from streamcl.stream.door import Door
+from streamcl.stream.fingerprint import of_file
 from streamcl.stream.folder import Folder
 from streamcl.stream.formats import Row, json_rows, text_rows
 from streamcl.stream.growing import Growing
@@ -29,6 +31,7 @@ TABLES: Mapping[str, Callable[..., Iterator[Block | Row]]] = {
 TEXTS: Mapping[str, Callable[..., Iterator[Row | None]]] = {
     ".jsonl": text_rows, ".ndjson": text_rows, ".json": json_rows, ".tar": tar_rows
 }  # fmt: skip
+LINES = (".jsonl", ".ndjson")
 ALLOWED = f"a file, folder or glob with {', '.join((*TABLES, *TEXTS))}; the latter also with {' or '.join(CODECS)}"
 TAIL_S = 2.0
 """How long a file that has nothing now may hold the others of a tailed folder back."""
@@ -43,7 +46,7 @@ class Files(Source):
     Parquet, Arrow IPC, WebDataset tar, JSON Lines, and JSON arrays such as LLaVA's. The root is the folder, or what
     stands before a glob's first wildcard, or the one file's folder. A record holds an image as bytes or base64 text, or
     names it: {"path": "images/fox.png"}, a key under `images`. Of a folder or glob, names that begin with "." or "_"
-    are left out, as Spark and Arrow do. Files may be added, not changed or removed.
+    are left out, as Spark and Arrow do. Files may be added, and lines to JSON Lines; nothing else may change.
     """
 
     path: str
@@ -97,6 +100,16 @@ class Files(Source):
         pieces = self._pieces(folder, partition, position)
         return DoorReader(self.door(), partition, position, pieces, lambda error: self.unreadable(error, partition))
 
+    def fingerprint(self, partition: str, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """See `fingerprint.py`; JSON Lines that are not compressed may grow."""
+        folder, _ = self.resolved()
+        suffix, codec = _format(partition)
+        try:
+            grows = suffix in LINES and not codec
+            return of_file(folder.fs, f"{folder.root}/{partition}", grows=grows, known=known)
+        except UNREADABLE as error:
+            raise self.unreadable(error, partition) from error
+
     def schema(self, partition: str) -> dict[str, str]:
         """The fields that are read of a file, and their types, by its first row.  Raises SourceError."""
         try:
@@ -136,7 +149,7 @@ class Files(Source):
         """The file's rows after the first `position`; the file is open from the first to the last of them."""
         path, where = f"{folder.root}/{partition}", f"{self.path}: {partition!r}"
         suffix, codec = _format(partition)
-        if self.tail and suffix in (".jsonl", ".ndjson") and not codec:
+        if self.tail and suffix in LINES and not codec:
             with Growing(folder.fs, path, where) as growing:
                 yield from text_rows(growing, position, where, self.limits, grows=True)
             return
