@@ -74,7 +74,8 @@ def _core(document: Document) -> Iterator[str]:
 @cache
 def _definition(crd: Path) -> dict[str, Any]:
     """The schema of version v1."""
-    versions = yaml.load(crd.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where there is one: these are megabytes
+    versions = loader(crd.read_text()).get_single_data()["spec"]["versions"]
     schema: dict[str, Any] = next(v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1")
     return schema
 
