@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,8 @@ def test_status_is_watched_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "streamcl.cli", "status", *buried(tmp_path), "--watch"]
     terminal = {**os.environ, "FORCE_COLOR": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=terminal) as watching:
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background may ignore it
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=terminal, preexec_fn=heeded) as watching:
         assert watching.stdout is not None
         first = watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
