@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from streamcl.bench.continual_cell import Cell
+from streamcl.bench.continual_cell import PROMPTS, Cell
 from streamcl.bench.report import interval
 
 COMMAND = "python -m streamcl.bench.continual"
-SHOWN = ("last", "avg", "imd", "bwt", "fwt", "forgetting", "train_s", "memory_mb", "replay_rows", "served_mb")
-BUFFER = 16
+SHOWN = ("last", "within", "avg", "imd", "bwt", "fwt", "forgetting", "train_s", "memory_mb", "replay_rows", "served_mb")
+BUFFER = 48
 """Replay rows kept of a task: a tenth of its samples."""
-REPLAY = {"replay_rows": 7 * BUFFER}
+REPLAY = {"replay_rows": 7 * BUFFER, "replay_share": 0.5}
 Result = dict[str, Any]
 
 
@@ -54,8 +54,6 @@ class Entry:
         )
 
 
-PROMPTS = {"lr": 0.05}
-"""Prompts learn at other rates than weights."""
 MAIN = [
     Entry("finetune", "finetune"),
     Entry("ewc", "ewc"),
@@ -75,7 +73,6 @@ ABLATIONS = [
     Entry("dgg, no Bernoulli", "dgg", {**REPLAY, "alpha": 1.0}),
     Entry("fwd_prompt, no projection", "fwd_prompt", {"projection": "none"}, PROMPTS),
     Entry("fwd_prompt, residual", "fwd_prompt", {"projection": "residual"}, PROMPTS),
-    Entry("fwd_prompt, by gradient", "fwd_prompt by gradient", train=PROMPTS),
     Entry("hifgo, chained", "hifgo", {"chain": True, "norm": 0.3}),
     Entry("hifgo, dagger", "hifgo", {"dagger": True}),
 ]
@@ -183,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one order; nothing is written to results/")
     parser.add_argument("--main", action="store_true", help="without the ablations")
+    parser.add_argument("--cached", action="store_true", help="start no cell: publish those that the cache has")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-continual")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -196,7 +194,10 @@ def main() -> None:
         compare(asked.data, asked.strategies.split(","), model=asked.model, as_json=asked.json)
         return
     asked.cache.mkdir(parents=True, exist_ok=True)
-    results = run(jobs(quick=asked.quick, ablations=not asked.main), asked.cache, workers=asked.workers)
+    todo = jobs(quick=asked.quick, ablations=not asked.main)
+    if asked.cached:
+        todo = [job for job in todo if _path(asked.cache, job[1]).exists()]
+    results = run(todo, asked.cache, workers=asked.workers)
     rows = rows_of(results)
     if asked.json:
         print(json.dumps(rows, indent=1))

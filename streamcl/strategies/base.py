@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 
 Params = dict[str, Tensor]
@@ -71,6 +72,13 @@ class Strategy:
 
     replay_rows: int = 0
     """Rows of earlier tasks, drawn from the reservoir, that are mixed into each window; 0 draws none."""
+    replay_share: float = 0.0
+    """Least share, in [0, 1), of what a window is trained on that is replay: the drawn rows are repeated until they are
+    so many. 0 takes each once."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replay_share < 1:
+            raise ConfigError(f"strategy.replay_share {self.replay_share}: a share in [0, 1)")
 
     def begin(self, served: Params, fresh: Params, memory: TaskMemory) -> Params:
         """What a window's training starts from: here the adapter of the version before it.

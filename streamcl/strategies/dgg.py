@@ -37,6 +37,7 @@ class DGG(Strategy):
     replay_rows: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"strategy.alpha {self.alpha}: a probability in [0, 1]")
 

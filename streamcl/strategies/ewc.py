@@ -32,6 +32,7 @@ class EWC(Strategy):
     """F scaled to a mean of 1, so that λ carries over between models; False takes it as it is, as in the paper."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.strength < 0:
             raise ConfigError(f"strategy.strength {self.strength}: at least 0")
 

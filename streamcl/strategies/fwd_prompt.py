@@ -61,6 +61,7 @@ class FwdPrompt(Strategy):
     """True lets "both" confine the first task as well, to U_pre; False trains it freely."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("energy", "energy_keys", "energy_prior", "cap"):
             if not 0 < getattr(self, name) <= (1 - 1e-9 if name == "cap" else 1):
                 raise ConfigError(f"strategy.{name} {getattr(self, name)}: a share, above 0 and at most 1 (cap: below)")

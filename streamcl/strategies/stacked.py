@@ -31,6 +31,7 @@ class Stacked(Strategy):
     """Relative error at which two merged adapters need no more rank."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.served_rank, self.memory_rank) < 1:
             raise ConfigError(f"served_rank {self.served_rank}, memory_rank {self.memory_rank}: each is at least 1")
 

@@ -206,5 +206,7 @@ def answer_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     labels = batch["labels"]
     inputs = prefixed(model, inputs, labels != IGNORED)
-    logits: Tensor = model(**inputs, logits_to_keep=labels.shape[1] + 1).logits
-    return logits[:, -labels.shape[1] - 1 : -1], labels
+    last = inputs["input_ids"].shape[1] - 1
+    at_K = torch.arange(last - labels.shape[1], last, device=labels.device)  # by index: a slice is not contiguous
+    logits: Tensor = model(**inputs, logits_to_keep=at_K).logits
+    return logits, labels

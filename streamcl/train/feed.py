@@ -34,6 +34,12 @@ def batches(rows: Sequence[Row], size: int, *, epochs: int, seed: int, by_length
             yield [rows[i] for i in order[start : start + size]]
 
 
+def repeated(replay: Sequence[Row], *, beside: int, share: float) -> list[Row]:
+    """Replay rows, each at least once and equally often but for one, until they are `share` of all with `beside`."""
+    count = max(len(replay), round(beside * share / (1 - share))) if replay else 0
+    return [replay[number % len(replay)] for number in range(count)]
+
+
 def _length(row: Row) -> int:
     return len(row.prompt_ids) + len(row.answer_ids)
 

@@ -22,7 +22,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Strategy
 from streamcl.train.batch import Row, collate
-from streamcl.train.feed import ahead, batches, shares
+from streamcl.train.feed import ahead, batches, repeated, shares
 from streamcl.train.model import added, check_finite, fresh, params_of, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
 from streamcl.train.sharding import checkpointed
@@ -151,7 +151,7 @@ class Learning:
             self.model, self.params, rows, replay, pad_id=self.pad_id, size=self.config.batch_size,
             limit=self.config.probe_rows, bfloat16=self.config.precision == "bfloat16",
         )  # fmt: skip
-        data = [*rows, *replay]
+        data = [*rows, *repeated(replay, beside=len(rows), share=strategy.replay_share)]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(window.seed)).tolist()
         plan, logs, leak = None, list[StepLog](), 0.0
         for number, stage in enumerate(strategy.stages(memory, closes_task=window.closes_task)):

@@ -25,7 +25,8 @@ class AnswerLoss(nn.Module):
     def forward(self, batch: dict[str, Tensor], weight_N: Tensor) -> Tensor:
         with torch.autocast(weight_N.device.type, torch.bfloat16, enabled=self.autocast):
             logits, labels = answer_logits(self.model, batch)
-        loss_NK = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        loss_NK = flat.view(labels.shape)
         loss_N = loss_NK.sum(1) / (labels != IGNORED).sum(1) + key_loss(self.model, batch, labels != IGNORED)
         return (loss_N * weight_N).sum()
 
