@@ -16,7 +16,7 @@ from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, Replay, Strategy
 from streamcl.train.batch import IGNORED, Encoder, Row, answer_logits, collate, to_rows
 from streamcl.train.evaluate import exact_match
-from streamcl.train.feed import batches
+from streamcl.train.feed import batches, repeated
 from streamcl.train.loop import Learning, TrainConfig, World, rate
 from streamcl.train.model import (
     Base,
@@ -155,6 +155,26 @@ def test_a_task_that_goes_on_is_not_consolidated(learning: Learning, rows: list[
 def test_replayed_rows_are_trained_on(learning: Learning, rows: list[Row]) -> None:
     with_replay = learning.train(window(), rows[:16], rows[24:40], strategy=Replay(), memory=TaskMemory())
     assert with_replay.steps == 5 * 2
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 3), (0.1, 3), (0.5, 8), (0.75, 24)])
+def test_replay_is_repeated_until_it_has_its_share(rows: list[Row], share: float, count: int) -> None:
+    found = [row.id for row in repeated(rows[:3], beside=8, share=share)]
+    assert len(found) == count
+    times = [found.count(row.id) for row in rows[:3]]
+    assert max(times) - min(times) <= 1
+    assert repeated([], beside=8, share=share) == []
+
+
+def test_among_some_answers_only_these_can_be_given(learning: Learning, rows: list[Row]) -> None:
+    """A model that knows nothing is right where one answer is left, and at least as often among few as among all."""
+    some = rows[:12]
+    alone = [exact_match(learning.model, [row], pad_id=learning.pad_id, among=[row])[0] for row in some[:4]]
+    assert all(alone)
+    free = exact_match(learning.model, some, pad_id=learning.pad_id)
+    among = exact_match(learning.model, some, pad_id=learning.pad_id, among=rows)
+    assert (among | ~free).all()
+    assert free.sum() < among.sum() < len(some)
 
 
 def test_a_poisoned_window_leaves_no_adapter(learning: Learning, rows: list[Row]) -> None:
