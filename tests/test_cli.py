@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_check_prints_the_whole_configuration_with_overrides() -> None:
     printed = yaml.safe_load(invoke("check", QUICKSTART, "strategy.kind=replay", "train.lr=1e-4"))
-    assert printed["strategy"] == {"kind": "replay", "replay_rows": 1000}
+    assert printed["strategy"] == {"kind": "replay", "replay_rows": 1000, "replay_share": 0.0}
     assert printed["train"]["lr"] == 1e-4
     assert printed["serve"]["host"] == "127.0.0.1"
 
