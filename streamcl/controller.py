@@ -19,15 +19,16 @@ from typing import Any
 
 from streamcl import events as e
 from streamcl.detect.base import Boundary, Detector
-from streamcl.store.recent import Recent
-from streamcl.types import DeadLetter, Refs, Window
-from streamcl.window import Counters, Draft, Taken, Watermark, WindowConfig
+from streamcl.types import Refs, Window
+from streamcl.window import Books, Draft, Taken, WindowConfig
 
 PREFETCH = 2
 """Arrivals that may be asked for or lie in the backlog, with one encoder: one in hand, one on its way."""
+PLAIN = ("seen", "windows", "closed", "live", "memory", "continues")
+"""Attributes that a snapshot takes over as they are."""
 
 
-class Controller:
+class Controller(Books):
     """Decides. `handle` changes the controller and returns what is to be done, in order."""
 
     def __init__(
@@ -37,11 +38,9 @@ class Controller:
         """`replay_rows`: how many each window draws. `horizon`: how many ids back a repeated sample is noticed.
         `prefetch`: arrivals that may be asked for or lie in the backlog, at least 1.
         """
+        super().__init__(horizon)
         self.detector, self.config, self.replay_rows, self.seed = detector, window, replay_rows, seed
-        self.prefetch, self.recent = prefetch, Recent(horizon)
-        self.counters = Counters()
-        self.positions: dict[str, int] = {}
-        self.watermark = Watermark()
+        self.prefetch = prefetch
         self.seen = self.windows = self.closed = self.live = 0
         self.tasks: list[str] = []
         self.memory: Refs | None = None
@@ -49,7 +48,6 @@ class Controller:
         self.continues = False  # whether the open task had a window already
         self.waiting: Draft | None = None
         self.training: Window | None = None
-        self.dead: list[DeadLetter] = []
         self.backlog: deque[tuple[e.Arrival, int]] = deque()
         self.pulls = 0
         self.ended = self.freezing = self.swapping = self.stopping = self.finished = False
@@ -186,23 +184,6 @@ class Controller:
             place = (arrival.key, row, arrival.ids[row], arrival.sources[row])
             self.open.rows.append(Taken(self.seen, *place, bool(arrival.heldout_N[row]), int(arrival.sizes_N[row])))
 
-    def _pass(self, arrival: e.Arrival, row: int) -> None:
-        """Reading has come past this row."""
-        partition, position = arrival.partitions[row], int(arrival.positions_N[row])
-        if arrival.dead:
-            self._bury(arrival, partition=partition, before=position)
-        self.positions[partition] = position
-
-    def _bury(self, arrival: e.Arrival, *, partition: str | None = None, before: int | None = None) -> None:
-        """Counts the arrival's dead letters that lie behind the position: of one partition up to a row, or all."""
-        for letter in arrival.dead:
-            if partition not in (None, letter.partition) or letter.position <= self.positions.get(letter.partition, -1):
-                continue
-            if before is None or letter.position < before:
-                self.positions[letter.partition] = letter.position
-                self.counters.dead += 1
-                self.dead.append(letter)
-
     # -- windows -------------------------------------------------------------------------------------------------------
 
     def _begin(self, boundary: Boundary) -> None:
@@ -272,14 +253,10 @@ class Controller:
 
     def snapshot(self) -> dict[str, Any]:
         """The state between two rows, as JSON values. The window in training is in the log, not here."""
-        plain = ("seen", "windows", "closed", "live", "memory", "continues")
         return {
-            **{name: getattr(self, name) for name in plain},
-            "positions": dict(self.positions),
+            **{name: getattr(self, name) for name in PLAIN},
+            **self.books(),
             "tasks": list(self.tasks),
-            "watermark": [self.watermark.value, *self.watermark.latest],
-            "counters": asdict(self.counters),
-            "recent": self.recent.snapshot(),
             "detector": self.detector.snapshot(),
             "open": self.open.snapshot() if self.open else None,
             "waiting": self.waiting.snapshot() if self.waiting else None,
@@ -287,13 +264,10 @@ class Controller:
 
     def restore(self, state: Mapping[str, Any], training: Window | None) -> list[e.Action]:
         """Becomes what `snapshot` saw, with `training` under way, and returns what is to be done first."""
-        for name in ("seen", "windows", "closed", "live", "memory", "continues"):
+        for name in PLAIN:
             setattr(self, name, state[name])
-        self.positions, self.tasks = dict(state["positions"]), list(state["tasks"])
-        self.watermark.value, *latest = state["watermark"]
-        self.watermark.latest = deque(latest)
-        self.counters = Counters(**state["counters"])
-        self.recent.restore(state["recent"])
+        self.reopen(state)
+        self.tasks = list(state["tasks"])
         self.detector.restore(state["detector"])
         self.open, self.waiting = (Draft.restored(state[name]) for name in ("open", "waiting"))
         self.training = training

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from streamcl.errors import ConfigError
-from streamcl.types import Rows
+from streamcl.events import Arrival
+from streamcl.store.recent import Recent
+from streamcl.types import DeadLetter, Rows
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,53 @@ class Counters:
     late: int = 0
     """Dropped as late."""
     dead: int = 0
+
+
+class Books:
+    """What became of every sample read, how far each partition was read, and what time it is. Changes in place."""
+
+    def __init__(self, horizon: int) -> None:
+        """`horizon`: how many ids back a repeated sample is noticed."""
+        self.recent = Recent(horizon)
+        self.counters = Counters()
+        self.positions: dict[str, int] = {}
+        self.watermark = Watermark()
+        self.dead: list[DeadLetter] = []
+        """Dead letters that no checkpoint has told yet."""
+
+    def _pass(self, arrival: Arrival, row: int) -> None:
+        """Reading has come past this row."""
+        partition, position = arrival.partitions[row], int(arrival.positions_N[row])
+        if arrival.dead:
+            self._bury(arrival, partition=partition, before=position)
+        self.positions[partition] = position
+
+    def _bury(self, arrival: Arrival, *, partition: str | None = None, before: int | None = None) -> None:
+        """Counts the arrival's dead letters that lie behind the position: of one partition up to a row, or all."""
+        for letter in arrival.dead:
+            if partition not in (None, letter.partition) or letter.position <= self.positions.get(letter.partition, -1):
+                continue
+            if before is None or letter.position < before:
+                self.positions[letter.partition] = letter.position
+                self.counters.dead += 1
+                self.dead.append(letter)
+
+    def books(self) -> dict[str, Any]:
+        """The books as JSON values, but for untold dead letters: a checkpoint tells them."""
+        return {
+            "positions": dict(self.positions),
+            "watermark": [self.watermark.value, *self.watermark.latest],
+            "counters": asdict(self.counters),
+            "recent": self.recent.snapshot(),
+        }
+
+    def reopen(self, state: Mapping[str, Any]) -> None:
+        """Becomes what `books` saw."""
+        self.positions = dict(state["positions"])
+        self.watermark.value, *latest = state["watermark"]
+        self.watermark.latest = deque(latest)
+        self.counters = Counters(**state["counters"])
+        self.recent.restore(state["recent"])
 
 
 class Taken(NamedTuple):
