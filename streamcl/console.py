@@ -67,10 +67,13 @@ class Screen:
         scores = learned.version.scores
         known = {task: score for task, score in scores.items() if task in learned.window.known} or scores
         shown = "  ".join(f"{task} {score:.0%}" for task, score in known.items())
+        said = "[yellow]is not made live[/]" if learned.refused else "is live"
         self.say(
-            f"[green]v{learned.version.number}[/] {learned.version.digest[:12]} is live after window "
+            f"[green]v{learned.version.number}[/] {learned.version.digest[:12]} {said} after window "
             f"{learned.window.id} of [bold]{learned.task}[/]   {shown}"
         )
+        if learned.refused:
+            self.say(f"   [yellow]gate[/]: {escape(learned.refused)}")
 
     def answered(self, asked: Asked) -> None:
         """A question to the endpoint, after a swap."""

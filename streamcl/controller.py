@@ -19,12 +19,14 @@ from typing import Any
 
 from streamcl import events as e
 from streamcl.detect.base import Boundary, Detector
-from streamcl.types import Refs, Window
+from streamcl.succession import Succession
+from streamcl.train.gate import GateConfig
+from streamcl.types import Window
 from streamcl.window import Books, Draft, Taken, WindowConfig
 
 PREFETCH = 2
 """Arrivals that may be asked for or lie in the backlog, with one encoder: one in hand, one on its way."""
-PLAIN = ("seen", "windows", "closed", "live", "memory", "continues")
+PLAIN = ("seen", "windows", "closed", "continues")
 """Attributes that a snapshot takes over as they are."""
 
 
@@ -32,18 +34,17 @@ class Controller(Books):
     """Decides. `handle` changes the controller and returns what is to be done, in order."""
 
     def __init__(
-        self, detector: Detector, *, window: WindowConfig, replay_rows: int = 0, seed: int = 0, horizon: int = 65_536,
-        prefetch: int = PREFETCH,
+        self, detector: Detector, *, window: WindowConfig, gate: GateConfig | None = None, replay_rows: int = 0,
+        seed: int = 0, horizon: int = 65_536, prefetch: int = PREFETCH,
     ) -> None:  # fmt: skip
         """`replay_rows`: how many each window draws. `horizon`: how many ids back a repeated sample is noticed.
         `prefetch`: arrivals that may be asked for or lie in the backlog, at least 1.
         """
         super().__init__(horizon)
         self.detector, self.config, self.replay_rows, self.seed = detector, window, replay_rows, seed
-        self.prefetch = prefetch
-        self.seen = self.windows = self.closed = self.live = 0
+        self.prefetch, self.succession = prefetch, Succession(gate or GateConfig())
+        self.seen = self.windows = self.closed = 0
         self.tasks: list[str] = []
-        self.memory: Refs | None = None
         self.open: Draft | None = None
         self.continues = False  # whether the open task had a window already
         self.waiting: Draft | None = None
@@ -65,19 +66,19 @@ class Controller(Books):
                 self.freezing, self.training = False, window
                 actions = [e.Train(window)]
             case e.Trained(window, result) if window == self.training:
-                actions = [e.Publish(window, result)]
+                actions = [e.Publish(window, result, self.succession.judged(window, result))]
             case e.Failed(window, reason) if window == self.training:
                 self.training = None
                 actions = [e.Abandon(window, reason)]
-            case e.Published(version, memory) if self.training and self.training.id == version.window:
-                self.live, self.memory, self.training = version.number, memory, None
-                self.swapping = True
-                actions = [e.Swap(version)]
+            case e.Published(version) if self.training and self.training.id == version.window:
+                self.succession.published(self.training, event)
+                self.training, self.swapping = None, event.promoted
+                actions = [e.Swap(version)] if event.promoted else []
             case e.Ticked(now):
                 self.now = now
             case e.Stopping():
                 self.stopping = True
-            case e.Swapped(version) if version.number == self.live:
+            case e.Swapped(version) if version.number == self.succession.standing.number:
                 self.swapping = False
             case _:  # answers that come again or too late change nothing
                 pass
@@ -227,10 +228,11 @@ class Controller(Books):
             samples=draft.trained_on(),
             replay=(),
             seed=self.seed * 1_000_003 + self.windows,
-            base=self.live,
+            base=self.succession.standing.number,
             index=self.closed,
             closes_task=draft.closes_task,
-            memory=self.memory,
+            memory=self.succession.standing.memory,
+            again=self.succession.owed.pop(draft.task, ()),
             known=draft.known,
         )
         self.closed += draft.closes_task
@@ -257,6 +259,7 @@ class Controller(Books):
             **{name: getattr(self, name) for name in PLAIN},
             **self.books(),
             "tasks": list(self.tasks),
+            **self.succession.snapshot(),
             "detector": self.detector.snapshot(),
             "open": self.open.snapshot() if self.open else None,
             "waiting": self.waiting.snapshot() if self.waiting else None,
@@ -268,6 +271,7 @@ class Controller(Books):
             setattr(self, name, state[name])
         self.reopen(state)
         self.tasks = list(state["tasks"])
+        self.succession.restore(state)
         self.detector.restore(state["detector"])
         self.open, self.waiting = (Draft.restored(state[name]) for name in ("open", "waiting"))
         self.training = training

@@ -6,14 +6,15 @@ Every event may arrive twice but Arrived, which comes once for each Pull, in ord
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamcl.detect.base import Observations
-from streamcl.types import DeadLetter, Ref, Refs, Version, Window
+from streamcl.train.gate import Evidence, Verdict
+from streamcl.types import DeadLetter, Ref, Refs, Standing, Version, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,8 @@ class TrainResult:
     steps: int
     seconds: Mapping[str, float]
     """Time by stage: load, train, score."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """How it does beside the version that it started from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +100,17 @@ class Failed:
 
 @dataclass(frozen=True)
 class Published:
-    """The version that answers a window is in the log and behind the alias."""
+    """The version of a window is in the log, behind `live` or, if the gate refused it, behind `candidate`."""
 
     version: Version
-    memory: Refs | None
+    standing: Standing
+    """What answers now: this version, or the one that did before."""
+    why: str = ""
+    """What the gate found."""
+
+    @property
+    def promoted(self) -> bool:
+        return self.standing.number == self.version.number
 
 
 @dataclass(frozen=True)
@@ -176,10 +186,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Publish:
-    """Make the result a version, commit it, move the alias; answered by Published."""
+    """Make the result a version, commit it, move the alias that the verdict means; answered by Published."""
 
     window: Window
     result: TrainResult
+    verdict: Verdict
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ KEY = "secret/reservoir"
 
 @dataclass(frozen=True)
 class Learned:
-    """A finished window: trained, published, and behind the endpoint."""
+    """A finished window: trained and published, and behind the endpoint unless the gate refused it."""
 
     window: Window
     version: Version
+    refused: str = ""
+    """Why the gate did not let it answer; empty: it is live."""
 
     @property
     def task(self) -> str:
@@ -101,8 +103,11 @@ class Learner:
             watch(runtime.progress)
             self.serving = runtime.handle.done()
             actions = controller.handle(event)
-            if isinstance(event, e.Swapped):
-                yield Learned(windows.pop(event.version.window), event.version)
+            match event:
+                case e.Published(version) if not event.promoted:
+                    yield Learned(windows.pop(version.window), version, event.why)
+                case e.Swapped(version) if version.window in windows:  # a rollback swaps too
+                    yield Learned(windows.pop(version.window), version)
 
 
 def load(path: str | Path, *overrides: str) -> Learner:
@@ -113,8 +118,8 @@ def load(path: str | Path, *overrides: str) -> Learner:
 def controller_of(config: Config) -> Controller:
     """A new controller with the settings of `config`."""
     return Controller(
-        config.detector.build(), window=config.window, replay_rows=config.strategy.replay_rows, seed=config.seed,
-        prefetch=1 + config.encoders,
+        config.detector.build(), window=config.window, gate=config.gate, replay_rows=config.strategy.replay_rows,
+        seed=config.seed, prefetch=1 + config.encoders,
     )  # fmt: skip
 
 

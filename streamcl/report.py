@@ -55,9 +55,18 @@ def versions_of(log: Log) -> Sequence[Mapping[str, Any]]:
     return [record.version for record in log.lineage() if record.version][::-1]
 
 
+def passed(version: Mapping[str, Any]) -> bool:
+    """Whether the gate let the version answer; so it was before there was one."""
+    found: bool = version["extra"].get("gate", {}).get("passed", True)
+    return found
+
+
 def matrix(versions: Sequence[Mapping[str, Any]]) -> Matrix | None:
-    """The accuracy matrix; None while no task is finished. A score that was not taken is NaN."""
-    closing = [version for version in versions if version["extra"]["closes_task"]]
+    """The accuracy matrix; None while no task is finished. A score that was not taken is NaN.
+
+    What the gate refused has no column, though an operator may have made it live later.
+    """
+    closing = [version for version in versions if version["extra"]["closes_task"] and passed(version)]
     if not closing:
         return None
     columns = tuple(version["task"] for version in closing)

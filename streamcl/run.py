@@ -49,7 +49,7 @@ def run_to_the_end(learner: Learner, *, quiet: bool = False) -> dict[str, Any]:
 
         for learned in learner.run(watch):
             shown.learned(learned)
-            if asked := _ask_after(learner, learned, questions):
+            if not learned.refused and (asked := _ask_after(learner, learned, questions)):
                 shown.answered(asked)
     asked_all = asker.asked if asker else []
     result = _conclude(learner, asked_all)

@@ -14,6 +14,7 @@ from streamcl.serve.keys import KeysConfig
 from streamcl.serve.quota import PushConfig
 from streamcl.strategies import Strategy
 from streamcl.stream import Source
+from streamcl.train.gate import GateConfig
 from streamcl.train.loop import TrainConfig
 from streamcl.train.model import LoRA, ModelConfig
 from streamcl.train.prompts import Prompts
@@ -180,6 +181,7 @@ class Config:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     ask: AskConfig = field(default_factory=AskConfig)
     ray: RayConfig = field(default_factory=RayConfig)

@@ -130,6 +130,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @staticmethod
+    def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Rows, ...]:
+        """The parts whose `dataclasses.asdict` went through JSON."""
+        return tuple(Rows(part["key"], tuple(part["rows"])) for part in values)
+
 
 Ref = Mapping[str, str]
 """An object in the run's store: its `key` and the `sha256` of its content."""
@@ -153,6 +158,8 @@ class Window:
     """Consolidate the task when this window has been trained."""
     memory: Refs | None = None
     """The task memory that earlier tasks left, one object a shard; None before the first."""
+    again: tuple[Rows, ...] = ()
+    """Rows of the task's last window, if its version was not made live: they are trained on once more."""
     known: tuple[str, ...] = ()
     """Tasks met so far, this one included, in order of first sight."""
     heldout: Mapping[str, tuple[Rows, ...]] = field(default_factory=dict)
@@ -160,20 +167,17 @@ class Window:
 
     @property
     def size(self) -> int:
+        """Samples that it is the first window to train on."""
         return sum(map(len, self.samples))
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Window:
         """The window whose `dataclasses.asdict` went through JSON."""
-        heldout = {task: _rows(rows) for task, rows in values["heldout"].items()}
-        samples, replay = _rows(values["samples"]), _rows(values["replay"])
+        heldout = {task: Rows.from_json(rows) for task, rows in values["heldout"].items()}
+        samples, replay, again = (Rows.from_json(values.get(name, ())) for name in ("samples", "replay", "again"))
         known, memory = tuple(values["known"]), values["memory"] and tuple(values["memory"])
-        parts = {"samples": samples, "replay": replay, "heldout": heldout, "known": known, "memory": memory}
-        return Window(**{**values, **parts})
-
-
-def _rows(values: Sequence[Mapping[str, Any]]) -> tuple[Rows, ...]:
-    return tuple(Rows(part["key"], tuple(part["rows"])) for part in values)
+        rows = {"samples": samples, "replay": replay, "again": again, "heldout": heldout}
+        return Window(**{**values, **rows, "known": known, "memory": memory})
 
 
 @dataclass(frozen=True)
@@ -189,3 +193,21 @@ class Version:
     task: str
     base_digest: str
     scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What answers, and what a window that starts from it needs."""
+
+    number: int = 0
+    """The version; 0 is the bare base model."""
+    memory: Refs | None = None
+    """The task memory after it."""
+    learned: tuple[str, ...] = ()
+    """The tasks that it and those it came from were trained on."""
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Standing:
+        """The standing whose `dataclasses.asdict` went through JSON."""
+        memory, learned = values["memory"], tuple(values["learned"])
+        return Standing(values["number"], memory and tuple(memory), learned)

@@ -61,7 +61,7 @@ def test_a_store_without_a_run_says_so(tmp_path: Path) -> None:
 
 def buried(folder: Path, *batches: list[DeadLetter]) -> list[str]:
     """A store whose commits have these dead letters, and the arguments that name it and its source."""
-    from streamcl.cluster.runtime import bury
+    from streamcl.cluster.commits import bury
 
     log = Log(open_store(str(folder / "store")))
     log.acquire("test")

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"train"},
     {"registry", "serve"},
     {"events"},
-    {"window"},
+    {"window", "succession"},
     {"controller"},
     {"sections"},
     {"config"},

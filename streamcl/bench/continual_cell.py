@@ -31,7 +31,7 @@ from streamcl.store.reservoir import Reservoir
 from streamcl.strategies import KINDS, Strategy
 from streamcl.strategies.stacked import Stacked
 from streamcl.train.batch import Encoder, Row, to_rows
-from streamcl.train.evaluate import exact_match, scores
+from streamcl.train.evaluate import accuracy, exact_match, marks
 from streamcl.train.loop import Learning, TrainConfig
 from streamcl.train.model import LoRA, ModelConfig, base_digest, grow, load_base
 from streamcl.types import Window
@@ -205,7 +205,7 @@ class _Scored:
 
     def now(self, tasks: Iterable[str]) -> dict[str, float]:
         sets = {task: self.held[task] for task in dict.fromkeys(tasks)}
-        return scores(self.learning.model, sets, pad_id=self.learning.pad_id, bfloat16=True)
+        return accuracy(marks(self.learning.model, sets, pad_id=self.learning.pad_id, bfloat16=True))
 
     def within(self, words: Sets) -> float:
         """Mean accuracy where an answer may only be one of its own task's, those in `words`: what is left when tasks

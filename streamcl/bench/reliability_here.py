@@ -31,7 +31,8 @@ from streamcl.store.reservoir import Reservoir
 from streamcl.store.sharding import shards_of
 from streamcl.stream import Merged
 from streamcl.train.batch import ENCODED_SCHEMA, Encoded
-from streamcl.train.model import to_bytes
+from streamcl.train.gate import Evidence
+from streamcl.train.model import base_digest, to_bytes
 from streamcl.types import SAMPLE_SCHEMA, Ref, Refs, Window
 
 Reached = Callable[[str], None]
@@ -136,7 +137,7 @@ class Pure:
 
     def train(self, window: Window) -> e.TrainResult | str:
         store = self.log.store
-        samples = [row.id for row in media.read(store, window.samples)]
+        samples = [row.id for row in media.read(store, window.again + window.samples)]
         replay = sorted(row.id for row in media.read(store, window.replay))
         if any(id.startswith("nan/") for id in samples):
             return "loss is nan"
@@ -151,7 +152,7 @@ class Pure:
             assert len({*shards_of([*layers], len(self.memory.parts))}) == len(self.memory.parts)
             kept = self.memory.write(memory.with_group(f"anchor/{window.index}", layers))
         held = {task: float(len(media.read(store, rows))) for task, rows in window.heldout.items()}
-        return e.TrainResult(adapter, kept, held, {}, 0.0, len(samples), {})
+        return e.TrainResult(adapter, kept, held, {}, 0.0, len(samples), {}, Evidence(base=base_digest("none")))
 
 
 def digest(data: bytes) -> bytes:

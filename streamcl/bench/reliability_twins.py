@@ -17,8 +17,9 @@ from streamcl.controller import Controller
 from streamcl.learner import controller_of
 from streamcl.registry.backends import sha256
 from streamcl.registry.log import Log
+from streamcl.registry.published import _digest
 from streamcl.registry.record import Record
-from streamcl.registry.versions import Registry, _digest
+from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.store.recent import Recent
 
@@ -91,8 +92,8 @@ class WeightsLast(Registry):
         digest = _digest({name: sha256(data) for name, data in files.items()})
         return digest, f"versions/{self.name}/{digest}"
 
-    def promote(self, number: int, alias: str = "live", why: str = "") -> Record:
-        record = super().promote(number, alias, why)
+    def promote(self, number: int, alias: str = "live", why: str = "", **fields: Any) -> Record:
+        record = super().promote(number, alias, why, **fields)
         super()._write(self.owed)
         return record
 

@@ -127,7 +127,7 @@ class Metrics:
         self._set("commits", commits)
         self._set("tasks", len(controller.tasks))
         self._set("windows", controller.windows)
-        self._set("live_version", controller.live)
+        self._set("live_version", controller.succession.standing.number)
 
     def _set(self, name: str, value: float) -> None:
         self.gauges[name].set(value)

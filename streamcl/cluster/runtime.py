@@ -13,7 +13,7 @@ import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,6 +23,7 @@ import ray.exceptions
 
 from streamcl import events as e
 from streamcl.cluster import server
+from streamcl.cluster.commits import Commits
 from streamcl.cluster.ingest import Ingesting
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.metrics import Metrics
@@ -30,17 +31,13 @@ from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
 from streamcl.registry import upkeep
 from streamcl.registry.log import Log
-from streamcl.registry.record import Kind, Record
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
-from streamcl.stream.deadletter import ring
-from streamcl.train.model import base_digest, to_files
-from streamcl.types import DeadLetter, Ref, Version, Window
+from streamcl.train.model import base_digest
+from streamcl.types import Version, Window
 
 TICK_S = 0.5
 """How often the controller hears the time when nothing else happens."""
-COLLECT_EVERY = 32
-"""Versions between two collections of what the store does not need any more."""
 READER_DEATHS = 3
 """How often in a row the reader may die without having read anything."""
 LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
@@ -66,7 +63,7 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-class Runtime:
+class Runtime(Commits):
     """The hands of one learner. Mutable; for one thread."""
 
     def __init__(self, config: Config, log: Log, *, key: bytes, owner: str) -> None:
@@ -96,7 +93,8 @@ class Runtime:
         if record is None or not refs:
             return None
         self.registry.repair()
-        state = json.loads(self.log.get_object(refs["learner"]))
+        standing = asdict(self.registry.standing())  # somebody else may have moved `live` while no learner was there
+        state = {**json.loads(self.log.get_object(refs["learner"])), "standing": standing}
         self.resume = record.state["sources"]
         if record.state["training"] is None:
             return state, None
@@ -123,8 +121,9 @@ class Runtime:
                 self._freeze(action)
             case e.Train(window):
                 self._train(window)
-            case e.Publish(window, result):
-                self._publish(window, result)
+            case e.Publish(window, result, verdict):
+                published = self._commit_version(window, result, verdict)
+                self.inbox.put(lambda: [published])
             case e.Abandon(window, reason):
                 self.log.append("data", why=reason, window={"id": window.id, "abandoned": True})
             case e.Swap(version):
@@ -185,19 +184,8 @@ class Runtime:
 
     def _freeze(self, action: e.Freeze) -> None:
         """Offers, draws, writes, and commits the window; all of it may be repeated after a crash."""
-        drawn = self.replay.freeze(action)
-        window = replace(action.window, replay=drawn.replay, heldout=drawn.heldout)
-        refs = {**drawn.refs, "window": self.log.put_object("window", json.dumps(asdict(window)).encode(), "json")}
-        checkpoint = replace(action.checkpoint, training=window.id)
-        about = {name: getattr(window, name) for name in ("id", "task", "index", "base", "closes_task", "size")}
-        about["replay"] = sum(map(len, window.replay))
-        self._commit("window", checkpoint, refs, about)
+        window = self._commit_window(action, self.replay.freeze(action))
         self.inbox.put(lambda: [e.Frozen(window)])
-
-    def _commit(self, kind: Kind, checkpoint: e.Checkpoint, refs: Mapping[str, Ref], window: Any = None) -> None:
-        """One record of the checkpoint. Once it is durable, the source may tell others how far it goes."""
-        self.log.append(kind, state=self._state(checkpoint, refs), window=window)
-        self.pool.submit(self.config.source.committed, checkpoint.positions)
 
     def _train(self, window: Window) -> None:
         answer = self._answer(window)
@@ -205,26 +193,14 @@ class Runtime:
             self.inbox.put(lambda: [answer])
             return
         self.progress = None
-        self._later(self.trainer.submit(window).future(), lambda done: [_trained(window, done.result())])
+        self._later(self.trainer.submit(window).future(), lambda done: [self._trained(window, done.result())])
 
-    def _publish(self, window: Window, result: e.TrainResult) -> None:
-        files = to_files(self.config.form, self.log.get_object(result.adapter))
-        extra = {name: getattr(result, name) for name in ("before", "loss", "steps", "seconds", "memory")}
-        kept = {name: ref for name, ref in self._refs().items() if not name.startswith("memory/")}
-        refs = {**kept, **{f"memory/{shard}": ref for shard, ref in enumerate(result.memory or ())}}
-        version = self.registry.publish(
-            files,
-            window=window.id,
-            task=window.task,
-            base_digest=self.base_digest,
-            scores=result.scores,
-            state={"refs": refs},
-            extra={**extra, "closes_task": window.closes_task, "index": window.index},
-        )
-        self.registry.promote(version.number, why=f"window {window.id} of {window.task}")
-        if version.number % COLLECT_EVERY == 0:
-            upkeep.collect(self.registry, keep=self.config.store.keep)
-        self.inbox.put(lambda: [e.Published(version, result.memory)])
+    def _trained(self, window: Window, result: e.TrainResult | str) -> e.Event:
+        """The result, with the digest of the base model that it should have been trained on."""
+        if isinstance(result, str):
+            return e.Failed(window, result)
+        wanted = self.registry.get(window.base).base_digest if window.base else self.base_digest
+        return e.Trained(window, replace(result, evidence=replace(result.evidence, wanted=wanted)))
 
     def _swap(self, version: Version) -> Version:
         handle = self.handle.result()
@@ -248,47 +224,3 @@ class Runtime:
     def _advanced(self, done: Future[Any]) -> list[e.Event]:
         self.progress = done.result()
         return []
-
-    def _answer(self, window: Window) -> e.Published | e.Failed | None:
-        """What the log already says of a window that was in training when a learner ended."""
-        for record in self.log.lineage():
-            if record.version and record.version["window"] == window.id:
-                version = self.registry.get(record.version["number"])
-                self.registry.promote(version.number, why=f"window {window.id} of {window.task}, after a restart")
-                return e.Published(version, record.version["extra"]["memory"])
-            if record.window and record.window["id"] == window.id:
-                return e.Failed(window, record.why) if record.window.get("abandoned") else None
-        return None
-
-    def _refs(self) -> dict[str, Ref]:
-        head: Record | None = self.log.head()
-        return dict(head.state.get("refs", {})) if head else {}
-
-    def _state(self, checkpoint: e.Checkpoint, refs: Mapping[str, Ref]) -> dict[str, Any]:
-        """A record's state: the checkpoint, written, and what it refers to."""
-        learner = self.log.put_object("learner", json.dumps(checkpoint.state).encode(), "json")
-        renewed = {name.partition("/")[0] for name in refs}  # a shard that is no more leaves nothing behind
-        kept = {name: ref for name, ref in self._refs().items() if name.partition("/")[0] not in renewed}
-        state = {
-            "sources": checkpoint.positions,
-            "counters": checkpoint.counters,
-            "watermark": checkpoint.watermark,
-            "training": checkpoint.training,
-            "refs": {**kept, **refs, "learner": learner},
-        }
-        return bury(self.log, state, checkpoint.dead)
-
-
-def bury(log: Log, state: dict[str, Any], letters: Sequence[DeadLetter]) -> dict[str, Any]:
-    """`state` with these dead letters after those that its `refs` have; the oldest may give way, and are counted."""
-    if not letters:
-        return state
-    head, refs = log.head(), state["refs"]
-    before = (head.state.get("dropped") or 0) if head else 0
-    kept, dropped = ring(log.get_object(refs["dead"]) if "dead" in refs else b"", letters)
-    dead = log.put_object("dead", kept, "jsonl")
-    return {**state, "refs": {**refs, "dead": dead}, "dropped": before + dropped}
-
-
-def _trained(window: Window, result: e.TrainResult | str) -> e.Event:
-    return e.Failed(window, result) if isinstance(result, str) else e.Trained(window, result)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
@@ -15,10 +18,13 @@ from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.store.memory import TaskMemory
+from streamcl.strategies.base import Params
 from streamcl.stream import Files
 from streamcl.train.batch import Encoder, Row, to_rows
-from streamcl.train.evaluate import scores
-from streamcl.train.loop import ALONE, Learning, World
+from streamcl.train.evaluate import Flags, accuracy, marks
+from streamcl.train.evidence import change, reach
+from streamcl.train.gate import Evidence, Pairs
+from streamcl.train.loop import ALONE, Learning, Trained, World
 from streamcl.train.model import from_files, grow, load_base, to_bytes
 from streamcl.train.sharding import sharded
 from streamcl.train.step import StepLog
@@ -37,6 +43,17 @@ class Memory(Protocol):
         """Stores a memory."""
 
 
+@dataclass(frozen=True)
+class Marked:
+    """What one adapter answers right."""
+
+    ids: Mapping[str, list[str]] = field(default_factory=dict)
+    """Ids of the held-out rows, by task."""
+    heldout: Mapping[str, Flags] = field(default_factory=dict)
+    """For each of these, whether it is answered right."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
 class Worker:
     """One rank's model and data access, kept from window to window. Mutable: the adapter's parameters."""
 
@@ -51,12 +68,13 @@ class Worker:
         self.config, self.memory, self.world = config, memory, world
         shard = config.train.shard
         base = load_base(config.model, device="cpu" if shard else device)
-        self.encoder = Encoder(base)
+        self.encoder, self.base_digest = Encoder(base), base.digest
         self.pad_id: int = base.processor.tokenizer.pad_token_id
         model = grow(base, config.form, seed=config.seed)
         if shard:
             sharded(model, device=device, size=world.size)
         self.learning = Learning(model, pad_id=self.pad_id, config=config.train, world=world)
+        self.reach = reach(model)
         self.scoring = world.rank == 0 or shard  # a pass through a sharded model takes all ranks
         self.store = open_store(config.store.path)
         self.log = Log(self.store)
@@ -67,12 +85,10 @@ class Worker:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
         clock = [time.monotonic()]
         memory = self.memory.read(window.memory)
-        self._start_from(window, memory)
-        rows, replay = media.read(self.store, window.samples), media.read(self.store, window.replay)
-        sets = self._sets(window)
+        base = self._start_from(window, memory)
+        rows, replay = media.read(self.store, window.again + window.samples), media.read(self.store, window.replay)
         clock.append(time.monotonic())
-        first = window.base == 0 and self.scoring
-        before = scores(self.learning.model, sets, pad_id=self.pad_id) if first else {}
+        stood = self._marked(window, base, tests=window.base == 0)
         clock.append(time.monotonic())
         trained = self.learning.train(
             window, rows, replay, strategy=self.config.strategy, memory=memory, on_step=on_step
@@ -81,27 +97,55 @@ class Worker:
         if not self.scoring:
             return None
         weights = to_bytes(trained.served)
-        with self.learning.serving(trained.served):
-            after = scores(self.learning.model, sets, pad_id=self.pad_id)
+        stands = self._marked(window, trained.served)
         if self.world.rank != 0:
             return None
         adapter = self.log.put_object("adapter", weights, "safetensors")
         kept = window.memory if trained.memory is memory else self.memory.write(trained.memory)
+        evidence = self._evidence(stood, stands, base, trained)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
-        return TrainResult(adapter, kept, after, before, trained.loss, trained.steps, seconds)
+        before = stood.scores if window.base == 0 else {}
+        return TrainResult(adapter, kept, stands.scores, before, trained.loss, trained.steps, seconds, evidence)
 
-    def _start_from(self, window: Window, memory: TaskMemory) -> None:
-        """Puts into the model what the window's training starts from."""
+    def _start_from(self, window: Window, memory: TaskMemory) -> Params | None:
+        """Puts into the model what the window's training starts from; the adapter of its base version, None for 0."""
         served = from_files(self.registry.read(self.registry.get(window.base))) if window.base else None
         seed = self.config.seed + window.index
         self.learning.start(served, strategy=self.config.strategy, memory=memory, seed=seed)
+        return served
 
-    def _sets(self, window: Window) -> dict[str, Sequence[Row]]:
-        """What to score on: the test files, or the held-out rows."""
-        if self.tests is not None:
-            return dict(self.tests)
-        return {task: media.read(self.store, rows) for task, rows in window.heldout.items()}
+    def _marked(self, window: Window, served: Params | None, *, tests: bool = True) -> Marked:
+        """What an adapter (None: what the model has now) answers right. The test files only with `tests`."""
+        if not self.scoring:
+            return Marked()
+        sets = {task: media.read(self.store, rows) for task, rows in window.heldout.items()}
+        ids = {task: [row.id for row in rows] for task, rows in sets.items() if rows}
+        with self.learning.serving(served) if served else nullcontext():
+            heldout = marks(self.learning.model, sets, pad_id=self.pad_id) if self._looks_at_heldout(tests) else {}
+            scored = marks(self.learning.model, self.tests, pad_id=self.pad_id) if self.tests and tests else heldout
+        return Marked(ids, heldout, accuracy(scored))
+
+    def _looks_at_heldout(self, tests: bool) -> bool:
+        """The gate compares held-out rows; without test files, they are the scores as well."""
+        return self.config.gate.enabled or (tests and self.tests is None)
+
+    def _evidence(self, stood: Marked, stands: Marked, base: Params | None, trained: Trained) -> Evidence:
+        """The candidate beside the version it started from; each row's fate goes to the store."""
+        fates = {
+            task: {"ids": ids, "before": stood.heldout[task].tolist(), "after": stands.heldout[task].tolist()}
+            for task, ids in stands.ids.items()
+            if task in stood.heldout
+        }
+        size, moved = change(self.learning.model, base, trained.served, reach=self.reach)
+        return Evidence(
+            pairs={task: Pairs.of(stood.heldout[task], stands.heldout[task]) for task in fates},
+            steps=trained.steps,
+            base=self.base_digest,
+            rows=self.log.put_object("gate", json.dumps(fates).encode(), "json") if fates else None,
+            size=size,
+            moved=moved,
+        )
 
     def _tests(self) -> dict[str, list[Row]]:
         """The test files' rows, encoded, by task."""

@@ -64,7 +64,11 @@ def _ruled_out(labels_NK: Tensor, following: Following, words: int) -> Tensor:
     return bias_NKV.to(labels_NK.device)
 
 
-def scores(model: Any, sets: Mapping[str, Sequence[Row]], *, pad_id: int, bfloat16: bool = False) -> dict[str, float]:
-    """Accuracy in [0, 1] for each named set of rows; empty sets are left out."""
-    flags = {name: exact_match(model, rows, pad_id=pad_id, bfloat16=bfloat16) for name, rows in sets.items() if rows}
-    return {name: float(hits.mean()) for name, hits in flags.items()}
+def marks(model: Any, sets: Mapping[str, Sequence[Row]], *, pad_id: int, bfloat16: bool = False) -> dict[str, Flags]:
+    """Which rows of each named set are answered right; empty sets are left out."""
+    return {name: exact_match(model, rows, pad_id=pad_id, bfloat16=bfloat16) for name, rows in sets.items() if rows}
+
+
+def accuracy(marked: Mapping[str, Flags]) -> dict[str, float]:
+    """The share in [0, 1] that is answered right, for each set."""
+    return {name: float(hits.mean()) for name, hits in marked.items()}

@@ -9,8 +9,9 @@ from streamcl.errors import Corrupt
 from streamcl.registry import upkeep
 from streamcl.registry.backends import LocalStore, Outcome, sha256
 from streamcl.registry.log import COLLECTED, Kind, Log
+from streamcl.registry.published import MANIFEST, _digest
 from streamcl.registry.record import Record, canonical
-from streamcl.registry.versions import MANIFEST, Registry, _digest
+from streamcl.registry.versions import Registry
 from streamcl.testing.stores import FaultyStore
 
 
