@@ -15,7 +15,7 @@ import pytest
 from streamcl import events as e
 from streamcl.controller import PREFETCH, Controller, WindowConfig
 from streamcl.detect import Boundary, Detector, Labels, Observations
-from streamcl.types import DeadLetter, Rows, Version, Window
+from streamcl.types import DeadLetter, Refs, Rows, Standing, Version, Window
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,12 @@ def version(window: Window) -> Version:
     return Version(window.id * 10, "digest", "path", window.id, window.task, "base")
 
 
+def published(window: Window, memory: Refs | None = None) -> e.Published:
+    """The window's version was made live."""
+    made = version(window)
+    return e.Published(made, Standing(made.number, memory, (window.task,)))
+
+
 def answer(action: e.Action, *, fails: Iterable[int] = ()) -> list[e.Event]:
     """What a runtime says when it has done `action`. Training the windows in `fails` does not succeed."""
     match action:
@@ -134,7 +140,7 @@ def answer(action: e.Action, *, fails: Iterable[int] = ()) -> list[e.Event]:
         case e.Train(window):
             return [e.Failed(window, "NaN") if window.id in fails else e.Trained(window, result(window))]
         case e.Publish(window, given):
-            return [e.Published(version(window), given.memory)]
+            return [published(window, given.memory)]
         case e.Swap(swapped):
             return [e.Swapped(swapped)]
     return []
@@ -292,7 +298,7 @@ def test_one_window_is_in_training_at_most() -> None:
     assert of(e.Freeze, learner.handle(e.Ticked(2.0))) == []
     learner.handle(e.Trained(first.window, result(first.window)))
     assert of(e.Freeze, learner.handle(e.Ticked(3.0))) == []  # not published yet
-    second = of(e.Freeze, learner.handle(e.Published(version(first.window), None)))
+    second = of(e.Freeze, learner.handle(published(first.window)))
     assert [freeze.window.id for freeze in second] == [2]
 
 
@@ -448,11 +454,11 @@ def in_training(learner: Controller, given: str) -> Window:
 def test_a_repeated_answer_changes_nothing() -> None:
     learner = controller()
     window = in_training(learner, "a b")
-    trained, published = e.Trained(window, result(window)), e.Published(version(window), None)
+    trained, answered = e.Trained(window, result(window)), published(window)
     assert of(e.Publish, learner.handle(trained))
-    assert of(e.Swap, learner.handle(published))
+    assert of(e.Swap, learner.handle(answered))
     before = json.dumps(learner.snapshot())
-    for repeated in (trained, published, e.Swapped(version(window)), e.Failed(window, "NaN")):
+    for repeated in (trained, answered, e.Swapped(version(window)), e.Failed(window, "NaN")):
         assert learner.handle(repeated) == []
     assert json.dumps(learner.snapshot()) == before
 
@@ -462,11 +468,11 @@ def test_an_answer_repeated_while_the_next_window_trains_changes_nothing(repeate
     learner = controller(samples=1)
     first = in_training(learner, "a a a")
     learner.handle(e.Trained(first, result(first)))
-    (freeze,) = of(e.Freeze, learner.handle(e.Published(version(first), None)))
+    (freeze,) = of(e.Freeze, learner.handle(published(first)))
     learner.handle(e.Frozen(freeze.window))
     answers = {
         e.Trained: e.Trained(first, result(first)),
-        e.Published: e.Published(version(first), None),
+        e.Published: published(first),
         e.Swapped: e.Swapped(version(first)),
         e.Failed: e.Failed(first, "NaN"),
         e.Frozen: e.Frozen(first),
@@ -488,7 +494,7 @@ def test_a_failed_window_is_abandoned_and_the_learner_goes_on() -> None:
 def test_a_window_that_a_version_answers_already_is_not_published_again() -> None:
     learner = controller()
     window = in_training(learner, "a b")
-    assert of(e.Swap, learner.handle(e.Published(version(window), None)))
+    assert of(e.Swap, learner.handle(published(window)))
     assert not of(e.Publish, learner.handle(e.Trained(window, result(window))))
 
 

@@ -8,7 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from test_controller import Lagging, Row, arrived, built, checkpoints, controller, ended, offers, play, result, version
+from test_controller import (
+    Lagging,
+    Row,
+    arrived,
+    built,
+    checkpoints,
+    controller,
+    ended,
+    offers,
+    play,
+    published,
+    result,
+)
 
 from streamcl import events as e
 from streamcl.controller import Controller
@@ -197,7 +209,7 @@ class Overload:
                     self.training = (window, 10 * len(offer.ids), offer.ids)
                     self._do(self.learner.handle(e.Frozen(window)))
                 case e.Publish(window):
-                    self._do(self.learner.handle(e.Published(version(window), None)))
+                    self._do(self.learner.handle(published(window)))
                 case e.Swap(made):
                     self._do(self.learner.handle(e.Swapped(made)))
 

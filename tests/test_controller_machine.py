@@ -21,7 +21,8 @@ from test_controller import Lagging, Row, arrived, result
 from streamcl import events as e
 from streamcl.controller import PREFETCH, Controller, WindowConfig
 from streamcl.detect import DetectorKind, Labels, Never
-from streamcl.types import Version, Window
+from streamcl.train.gate import Evidence, Pairs
+from streamcl.types import Standing, Version, Window
 from streamcl.window import Watermark
 
 CRASH, STOP, TWICE, TICK = 0, 1, 2, 3
@@ -39,6 +40,9 @@ class Disk:
     """Frozen windows as JSON."""
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     versions: dict[int, Version] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
+    verdicts: dict[int, bool] = field(default_factory=dict)
+    """By window, whether its version was made live."""
     abandoned: set[int] = field(default_factory=set)
     offers: set[tuple[str, str]] = field(default_factory=set)
     ended: bool = False
@@ -58,18 +62,19 @@ class Disk:
 class Life:
     """A runtime from start to crash. Mutable."""
 
-    def __init__(self, disk: Disk, stream: Sequence[Row], fails: set[int], schedule: Iterator[int]) -> None:
-        self.disk, self.fails, self.schedule = disk, fails, schedule
+    def __init__(self, disk: Disk, stream: Sequence[Row], case: Case, schedule: Iterator[int]) -> None:
+        self.disk, self.fails, self.refused, self.schedule = disk, case.fails, case.refused, schedule
         positions = disk.records[-1]["positions"] if disk.records else {}
         self.unread = [row for row in stream if row.position > positions.get(row.partition, 0)]
         self.pulls = 0
         self.inbox: list[e.Event] = []
 
     def live(self, learner: Controller) -> None:
-        if self.disk.records:
+        if (disk := self.disk).records:
             head = self.disk.records[-1]
             training = None if head["training"] is None else self.disk.window(head["training"])
-            actions = learner.restore(json.loads(head["state"]), training)
+            state = {**json.loads(head["state"]), "standing": json.loads(json.dumps(asdict(disk.standing)))}
+            actions = learner.restore(state, training)
         else:
             actions = learner.handle(e.Ticked(0.0))
         while True:
@@ -118,16 +123,20 @@ class Life:
                 disk.offers |= {(offer.task, id) for id in offer.ids}
                 self.inbox.append(e.Frozen(window))
             case e.Train(window) if window.id in disk.versions:
-                self.inbox.append(e.Published(disk.versions[window.id], result(window).memory))
+                self.inbox.append(e.Published(disk.versions[window.id], disk.standing))
             case e.Train(window) if window.id in self.fails:
                 self.inbox.append(e.Failed(window, "NaN"))
             case e.Train(window):
-                self.inbox.append(e.Trained(window, result(window)))
-            case e.Publish(window, given_result):
-                number = len(disk.versions) + 1
-                made = Version(number, "digest", "path", window.id, window.task, "base")
-                version = disk.versions.setdefault(window.id, made)
-                self.inbox.append(e.Published(version, given_result.memory))
+                worse = {"past": Pairs(lost=50)} if window.id in self.refused else {}
+                self.inbox.append(e.Trained(window, replace(result(window), evidence=Evidence(worse))))
+            case e.Publish(window, given_result, verdict):
+                if window.id not in disk.versions:
+                    number = len(disk.versions) + 1
+                    disk.versions[window.id] = Version(number, "digest", "path", window.id, window.task, "base")
+                    disk.verdicts[window.id] = verdict.passed
+                    if verdict.passed:
+                        disk.standing = Standing(number, given_result.memory, (window.task,))
+                self.inbox.append(e.Published(disk.versions[window.id], disk.standing))
             case e.Abandon(window):
                 disk.abandoned.add(window.id)
             case e.Swap(version):
@@ -151,6 +160,8 @@ class Case:
     late: Literal["accept", "drop"]
     detector: DetectorKind
     fails: frozenset[int]
+    refused: frozenset[int]
+    """Windows whose candidates make an old task worse."""
     schedule: tuple[int, ...]
     """Numbers below 20, used one after another wherever something may happen."""
 
@@ -190,7 +201,7 @@ def lived(case: Case, stream: Sequence[Row], schedule: Sequence[int], kind: type
     while not disk.ended:
         learner = kind(case.detector.build(), window=window, seed=3)
         learner.watermark = Watermark(rows=5)
-        Life(disk, stream, set(case.fails), numbers).live(learner)
+        Life(disk, stream, case, numbers).live(learner)
     return disk
 
 
@@ -201,6 +212,7 @@ def trained(disk: Disk) -> list[tuple[Any, ...]]:
         (
             *(w.id, w.task, w.closes_task, w.known, w.index, w.base, w.seed, w.memory),
             [disk.files[part.key][row] for part in w.samples for row in part.rows],
+            [disk.files[part.key][row] for part in w.again for row in part.rows],
         )
         for w in windows
     ]
@@ -213,7 +225,8 @@ def check(case: Case, kind: type[Controller] = Controller, *, repeats: Literal["
     rough = lived(case, stream, case.schedule, kind)
     assert trained(rough) == trained(calm)
     assert rough.offers == calm.offers
-    assert (set(rough.versions), rough.abandoned) == (set(calm.versions), calm.abandoned)
+    assert (rough.verdicts, rough.abandoned) == (calm.verdicts, calm.abandoned)
+    assert {window for window, passed in calm.verdicts.items() if not passed} == case.refused & calm.versions.keys()
     check_counters(rough, stream)
     again = len(stream) - len(case.words)
     expected, found = dict(calm.records[-1]["counters"]), dict(rough.records[-1]["counters"])
@@ -253,6 +266,7 @@ def any_case(*detectors: DetectorKind) -> st.SearchStrategy[Case]:
         late=st.sampled_from(["accept", "drop"]),
         detector=st.sampled_from(detectors),
         fails=st.frozensets(st.integers(1, 6), max_size=2),
+        refused=st.frozensets(st.integers(1, 6), max_size=2),
         schedule=st.binary(min_size=40, max_size=150).map(lambda drawn: tuple(byte % 20 for byte in drawn)),
     )
 
@@ -280,7 +294,7 @@ def test_repeats_after_their_task_has_ended_change_no_window(case: Case) -> None
 
 def test_a_crash_at_any_point_of_two_lives_changes_no_window() -> None:
     words = tuple((step, 0, 0, 2) for step in (9, 9, 0, 9, 1, 9, 2, 9, 9, 0, 9))
-    case = Case(words, 2, 100, "drop", Labels(), frozenset({2}), ())
+    case = Case(words, 2, 100, "drop", Labels(), frozenset({2}), frozenset({3}), ())
     for point in range(60):
         check(replace(case, schedule=((CALM,) * point + (CRASH,)) * 2))
 
@@ -330,7 +344,24 @@ class TrainsAgainFromTheBase(Controller):
     """Forgets which version is live."""
 
     def restore(self, state: Any, training: Window | None) -> list[e.Action]:
-        return super().restore({**state, "live": 0}, training)
+        return super().restore({**state, "standing": asdict(Standing())}, training)
+
+
+class ForgetsWhatItOwes(Controller):
+    """Does not remember that a window's rows are to be trained on once more."""
+
+    def restore(self, state: Any, training: Window | None) -> list[e.Action]:
+        return super().restore({**state, "owed": {}}, training)
+
+
+class BuildsOnTheRefused(Controller):
+    """Trains the next window from a candidate that the gate refused."""
+
+    def handle(self, event: e.Event) -> list[e.Action]:
+        actions = super().handle(event)
+        if isinstance(event, e.Published):
+            self.succession.standing = replace(event.standing, number=event.version.number)
+        return actions
 
 
 class ForgetsTheTime(Controller):
@@ -359,7 +390,7 @@ class CountsRepeatsAsTime(Controller):
 
 TWINS = [
     ForgetsRecent, DropsOpenRows, RunsAhead, LosesTheWaitingWindow, ForgetsThatATaskGoesOn, TrainsAgainFromTheBase,
-    ForgetsTheTime, ForgetsSizes, CountsRepeatsAsTime,
+    ForgetsTheTime, ForgetsSizes, CountsRepeatsAsTime, ForgetsWhatItOwes, BuildsOnTheRefused,
 ]  # fmt: skip
 
 

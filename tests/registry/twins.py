@@ -118,8 +118,8 @@ class PointsFirst(Registry):
         self.late = files
         return digest, f"versions/{self.name}/{digest}-{digest[:8]}"
 
-    def promote(self, number: int, alias: str = "live", why: str = "") -> Record:
-        record = super().promote(number, alias, why)
+    def promote(self, number: int, alias: str = "live", why: str = "", **fields: Any) -> Record:
+        record = super().promote(number, alias, why, **fields)
         version = self.get(number)
         whole = {**self.late, MANIFEST: canonical({"digest": version.digest, "files": _sums(self.late)})}
         assert self._fill(version.path, whole)
