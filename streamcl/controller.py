@@ -74,6 +74,13 @@ class Controller(Books):
                 self.succession.published(self.training, event)
                 self.training, self.swapping = None, event.promoted
                 actions = [e.Swap(version)] if event.promoted else []
+            case e.Requested(request) if not self.finished:
+                actions = [e.Obey(request)]
+            case e.Moved(version, standing):
+                self.succession.standing, self.swapping = standing, True
+                actions = [e.Swap(version)]
+            case e.Purged():
+                self.succession.owed.clear()  # some of these rows may be of that source
             case e.Ticked(now):
                 self.now = now
             case e.Stopping():

@@ -47,5 +47,9 @@ class NotFinite(StreamclError, ArithmeticError):
     """NaN or infinity in a loss, gradient, or adapter: the window is not published."""
 
 
+class Refused(StreamclError):
+    """An operator's request cannot be done as things stand."""
+
+
 class Busy(StreamclError):
     """All places are taken for now; what was asked may be asked again."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcl.detect.base import Observations
+from streamcl.registry.requests import Request
 from streamcl.train.gate import Evidence, Verdict
 from streamcl.types import DeadLetter, Ref, Refs, Standing, Version, Window
 
@@ -121,6 +122,28 @@ class Swapped:
 
 
 @dataclass(frozen=True)
+class Requested:
+    """An operator asks for something."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An operator's version was made live."""
+
+    version: Version
+    standing: Standing
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What the reservoir had of a source is dropped."""
+
+    source: str
+
+
+@dataclass(frozen=True)
 class Ticked:
     now: float
     """Seconds since some fixed moment."""
@@ -131,7 +154,7 @@ class Stopping:
     """Somebody wants the run to end soon."""
 
 
-Event = Arrived | Frozen | Trained | Failed | Published | Swapped | Ticked | Stopping
+Event = Arrived | Frozen | Trained | Failed | Published | Swapped | Requested | Moved | Purged | Ticked | Stopping
 
 
 @dataclass(frozen=True)
@@ -209,6 +232,13 @@ class Swap:
 
 
 @dataclass(frozen=True)
+class Obey:
+    """Do what an operator asks for; answered by Moved or Purged, if it can be done."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
 class Commit:
     """Commit the checkpoint without a window."""
 
@@ -223,4 +253,4 @@ class Finish:
     """False if the run was stopped before its stream ended."""
 
 
-Action = Pull | Freeze | Train | Publish | Abandon | Swap | Commit | Finish
+Action = Pull | Freeze | Train | Publish | Abandon | Swap | Obey | Commit | Finish

@@ -12,7 +12,7 @@ from streamcl.registry.log import Log
 from streamcl.registry.record import OUTCOMES
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
-from streamcl.report import versions_of
+from streamcl.report import passed, versions_of
 from streamcl.store import snapshot
 from streamcl.store.memory import TaskMemory
 from streamcl.stream import from_jsonl
@@ -42,9 +42,15 @@ def status_of(file: str, overrides: Sequence[str]) -> dict[str, Any]:
         "watermark": state.get("watermark"),
         "training": state.get("training"),
         "tasks": learner.get("tasks", []),
-        "versions": [{k: v[k] for k in ("number", "digest", "task", "window", "scores")} for v in versions_of(log)],
+        "versions": [_version(found) for found in versions_of(log)],
         "shards": shards(log, refs),
     }
+
+
+def _version(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list of versions says of one; `refused`: why the gate did not let it answer, empty if it did."""
+    refused = "" if passed(made) else made["extra"]["gate"]["why"]
+    return {**{name: made[name] for name in ("number", "digest", "task", "window", "scores")}, "refused": refused}
 
 
 def letters_of(file: str, overrides: Sequence[str]) -> tuple[list[DeadLetter], int]:

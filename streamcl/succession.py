@@ -44,4 +44,4 @@ class Succession:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Becomes what `snapshot` saw."""
         self.standing = Standing.from_json(state["standing"])
-        self.owed = {task: Rows.from_json(rows) for task, rows in state["owed"].items()}
+        self.owed = {task: Rows.from_json(rows) for task, rows in state.get("owed", {}).items()}

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import pytest
 from streamcl import events as e
 from streamcl.controller import PREFETCH, Controller, WindowConfig
 from streamcl.detect import Boundary, Detector, Labels, Observations
+from streamcl.registry.requests import Request
+from streamcl.train.gate import Evidence, Pairs
 from streamcl.types import DeadLetter, Refs, Rows, Standing, Version, Window
 
 
@@ -540,3 +542,75 @@ def test_a_checkpoint_does_not_change_afterwards() -> None:
 def test_with_more_encoders_more_is_asked_for() -> None:
     learner = Controller(Labels().build(), window=WindowConfig(), prefetch=5)
     assert learner.handle(e.Ticked(0.0)) == [e.Pull()] * 5
+
+
+# -- the gate and the operator -----------------------------------------------------------------------------------------
+
+WORSE = Evidence({"past": Pairs(lost=50)})
+
+
+def refused(window: Window, standing: Standing) -> e.Published:
+    return e.Published(version(window), standing, "it fell")
+
+
+def test_a_refused_candidate_is_nobodys_base_and_its_rows_are_trained_on_once_more() -> None:
+    learner = controller(samples=2)
+    first = in_training(learner, "a a a a a a")
+    (publish,) = of(e.Publish, learner.handle(e.Trained(first, replace(result(first), evidence=WORSE))))
+    assert (publish.verdict.passed, publish.verdict.why) == (False, "past -100.0% of 50 rows: a fall, 100.0% sure")
+    actions = learner.handle(refused(first, Standing()))
+    assert not of(e.Swap, actions)
+    (freeze,) = of(e.Freeze, actions)
+    assert (freeze.window.base, freeze.window.memory) == (0, None)
+    assert freeze.window.again == first.samples
+    learner.handle(e.Frozen(freeze.window))
+    learner.handle(e.Trained(freeze.window, replace(result(freeze.window), evidence=WORSE)))
+    (third,) = of(e.Freeze, learner.handle(refused(freeze.window, Standing())))
+    assert third.window.again == freeze.window.samples  # its own rows, not those that it was given once more
+
+
+def test_what_a_task_is_owed_waits_until_the_task_returns() -> None:
+    learner = controller()
+    first = in_training(learner, "a a b b a a c")
+    learner.handle(e.Trained(first, replace(result(first), evidence=WORSE)))
+    windows = of(e.Freeze, play(learner, refused(first, Standing())))
+    assert [(freeze.window.task, freeze.window.again) for freeze in windows] == [("b", ()), ("a", first.samples)]
+
+
+def test_after_a_rollback_learning_goes_on_from_the_version_gone_back_to() -> None:
+    learner = controller(samples=2)
+    play(learner, arrived("a a a a"))
+    assert learner.succession.standing.number == 20
+    back = Standing(10, ({"key": "memory/1", "sha256": ""},), ("a",))
+    actions = play(learner, e.Moved(version(Window(1, "a", (), (), 0, 0, 0, False)), back), arrived("a a", start=5))
+    assert next(swap.version.number for swap in of(e.Swap, actions)) == 10
+    (freeze,) = of(e.Freeze, actions)
+    assert (freeze.window.base, freeze.window.memory) == (10, back.memory)
+
+
+def test_a_candidate_whose_base_was_left_meanwhile_is_held() -> None:
+    learner = controller(samples=2)
+    play(learner, arrived("a a"))
+    window = in_training(learner, "a=3 a=4")
+    assert window.base == 10
+    learner.handle(e.Moved(version(window), Standing(7)))
+    (publish,) = of(e.Publish, learner.handle(e.Trained(window, result(window))))
+    assert not publish.verdict.passed
+    assert publish.verdict.why == "v7 was made live while it was trained from v10"
+
+
+def test_a_request_is_obeyed_until_the_run_has_finished() -> None:
+    learner, request = controller(), Request("move", number=1)
+    assert of(e.Obey, learner.handle(e.Requested(request))) == [e.Obey(request)]
+    play(learner, ended(), ended())
+    assert learner.handle(e.Requested(request)) == []
+
+
+def test_a_purge_forgets_what_is_owed() -> None:
+    learner = controller()
+    first = in_training(learner, "a a b")
+    learner.handle(e.Trained(first, replace(result(first), evidence=WORSE)))
+    learner.handle(refused(first, Standing()))
+    assert learner.succession.owed
+    learner.handle(e.Purged("s"))
+    assert not learner.succession.owed

@@ -9,15 +9,17 @@ from typing import Any
 
 from streamcl import events as e
 from streamcl.cluster.replay import Drawn
+from streamcl.errors import Refused, StreamclError
 from streamcl.registry import upkeep
 from streamcl.registry.log import Log
 from streamcl.registry.record import Kind
+from streamcl.registry.requests import Answer, Request, answer, move, with_memory
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.stream.deadletter import ring
 from streamcl.train.gate import Verdict
 from streamcl.train.model import to_files
-from streamcl.types import DeadLetter, Ref, Refs, Standing, Version, Window
+from streamcl.types import DeadLetter, Ref, Standing, Version, Window
 
 COLLECT_EVERY = 32
 """Versions between two collections of what the store does not need any more."""
@@ -40,7 +42,7 @@ class Commits:
         refs = {**drawn.refs, "window": self.log.put_object("window", json.dumps(asdict(window)).encode(), "json")}
         checkpoint = replace(action.checkpoint, training=window.id)
         about = {name: getattr(window, name) for name in ("id", "task", "index", "base", "closes_task", "size")}
-        about |= {"replay": sum(map(len, window.replay)), "again": sum(map(len, window.again)), "rows": refs["window"]}
+        about |= {"replay": sum(map(len, window.replay)), "again": sum(map(len, window.again))}
         self._commit("window", checkpoint, refs, about)
         return window
 
@@ -62,7 +64,7 @@ class Commits:
             task=window.task,
             base_digest=result.evidence.base or self.base_digest,
             scores=result.scores,
-            state={"refs": self._with_memory(result.memory)} if verdict.passed else None,
+            state={"refs": with_memory(self.log, result.memory)} if verdict.passed else None,
             extra=extra,
         )
         standing = self._place(version, verdict)
@@ -94,14 +96,22 @@ class Commits:
                 return e.Failed(window, record.why) if record.window.get("abandoned") else None
         return None
 
+    def _move(self, request: Request, hindrance: str) -> list[e.Event]:
+        """Makes a version live for whoever asked, unless a replica could not load it; says so in any case."""
+        store, number = self.log.store, request.number
+        try:
+            if hindrance:
+                raise Refused(f"a replica cannot answer with v{number}: {hindrance}")
+            version, record = move(self.registry, request)
+        except StreamclError as error:
+            answer(store, request, Answer(False, str(error)))
+            return []
+        answer(store, request, Answer(True, f"v{number} is live" if record else f"v{number} was live already"))
+        return [e.Moved(version, self.registry.standing())]
+
     def _refs(self) -> dict[str, Ref]:
         head = self.log.head()
         return dict(head.state.get("refs", {})) if head else {}
-
-    def _with_memory(self, memory: Refs | None) -> dict[str, Ref]:
-        """The references at the log's head, with those of another task memory."""
-        kept = {name: ref for name, ref in self._refs().items() if not name.startswith("memory/")}
-        return {**kept, **{f"memory/{shard}": ref for shard, ref in enumerate(memory or ())}}
 
     def _state(self, checkpoint: e.Checkpoint, refs: Mapping[str, Ref]) -> dict[str, Any]:
         """A record's state: the checkpoint, written, and what it refers to."""

@@ -78,6 +78,11 @@ class ReplayShard:
         self.metrics.replay(self.reservoir, len(data))
         return self.log.put_object("replay", data, "arrow"), data
 
+    def purge(self, source: str) -> tuple[int, Ref]:
+        """Drops a source's rows; how many they were, and the shard after it, stored."""
+        dropped = self.reservoir.purge(source)
+        return dropped, self.log.put_object("replay", self.reservoir.snapshot(), "arrow")
+
     def pid(self) -> int:
         return os.getpid()
 
@@ -107,6 +112,11 @@ class Replay:
     def take(self, offer: Offer) -> list[tuple[Ref, bytes]]:
         """Every shard takes in its rows: the shards after it, stored, and their bytes."""
         return list(ray.get([actor.take.remote(offer) for actor in self.actors]))
+
+    def purge(self, source: str) -> tuple[int, dict[str, Ref]]:
+        """Every shard drops a source's rows: how many they were, and the shards after it."""
+        purged = ray.get([actor.purge.remote(source) for actor in self.actors])
+        return sum(dropped for dropped, _ in purged), {f"{PREFIX}{i}": ref for i, (_, ref) in enumerate(purged)}
 
     def pids(self) -> list[int]:
         """The shards' processes."""

@@ -29,8 +29,10 @@ from streamcl.cluster.memory import Shards
 from streamcl.cluster.metrics import Metrics
 from streamcl.cluster.replay import Replay
 from streamcl.cluster.trainer import Progress, Trainer
+from streamcl.errors import StoreError, StreamclError
 from streamcl.registry import upkeep
 from streamcl.registry.log import Log
+from streamcl.registry.requests import Answer, Beat, Request, answer, pending
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.train.model import base_digest
@@ -84,6 +86,10 @@ class Runtime(Commits):
         self.handle: Future[Any] = self.pool.submit(server.start, config)
         self.progress: Progress | None = None
         self.swap_s: list[float] = []
+        self.heard: set[str] = set()
+        """Requests that are being answered."""
+        self.beat = Beat(log.store, owner)
+        self.beat.start()
         self.metrics = Metrics(config.name)
 
     def recover(self) -> tuple[Mapping[str, Any], Window | None] | None:
@@ -110,6 +116,7 @@ class Runtime(Commits):
                 ticked = time.monotonic()
                 self._check()
                 self._later(self.trainer.progress().future(), self._advanced)
+                self._later(self.pool.submit(pending, self.log.store), self._asked)
                 yield e.Ticked(ticked)
 
     def execute(self, action: e.Action) -> None:
@@ -128,6 +135,8 @@ class Runtime(Commits):
                 self.log.append("data", why=reason, window={"id": window.id, "abandoned": True})
             case e.Swap(version):
                 self._later(self.pool.submit(self._swap, version), lambda done: [e.Swapped(done.result())])
+            case e.Obey(request):
+                self._obey(request)
             case e.Commit(checkpoint):
                 self._commit("data", checkpoint, {})
             case e.Finish():
@@ -135,6 +144,7 @@ class Runtime(Commits):
 
     def close(self) -> None:
         """Ends actors and workers, and leaves Ray."""
+        self.beat.close()
         self.trainer.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.ingest is not None:
@@ -210,6 +220,25 @@ class Runtime(Commits):
         self.metrics.swapped(self.swap_s[-1])
         return version
 
+    def _obey(self, request: Request) -> None:
+        if request.verb == "move":
+            ready = self.pool.submit(self._prepare, request.number)
+            self._later(ready, lambda done: self._move(request, done.result()))
+            return
+        dropped, refs = self.replay.purge(request.source)
+        why = f"{dropped} rows of source {request.source!r} dropped from replay for {request.who}: {request.why}"
+        self.log.append("data", state={"refs": {**self._refs(), **refs}}, why=why)
+        answer(self.log.store, request, Answer(True, f"{dropped} rows of {request.source!r} dropped from replay"))
+        self.inbox.put(lambda: [e.Purged(request.source)])
+
+    def _prepare(self, number: int) -> str:
+        """Has every replica load and try a version beside the live one; what hinders one of them, or nothing."""
+        try:
+            server.tell(self.handle.result(), "prepare", number)
+        except (ray.exceptions.RayError, StreamclError, TimeoutError) as error:
+            return str(getattr(error, "cause", error))
+        return ""
+
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _later(self, future: Future[Any], meaning: Callable[[Future[Any]], list[e.Event]]) -> None:
@@ -220,6 +249,14 @@ class Runtime(Commits):
         self.trainer.check()
         if self.handle.done():
             self.handle.result()
+
+    def _asked(self, done: Future[list[Request]]) -> list[e.Event]:
+        """What operators ask for, once each."""
+        with contextlib.suppress(OSError, StoreError):  # the store is away: they ask again
+            new = [request for request in done.result() if request.id not in self.heard]
+            self.heard |= {request.id for request in new}
+            return [e.Requested(request) for request in new]
+        return []
 
     def _advanced(self, done: Future[Any]) -> list[e.Event]:
         self.progress = done.result()

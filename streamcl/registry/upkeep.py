@@ -9,6 +9,7 @@ from streamcl.registry.log import COLLECTED, Log
 from streamcl.registry.record import Record
 from streamcl.registry.versions import Registry, aliased
 from streamcl.stream import segments
+from streamcl.types import Version
 
 KEEP = 64
 """Commits, fences and collections apart, whose objects stay: some twenty windows."""
@@ -19,7 +20,8 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     """Delete what is not needed any more; returns the keys. The log must hold the fence.
 
     Kept are: what the states of the newest `keep` commits refer to, directly or through one object; the versions that
-    these commits made, the newest one, and those that an alias answers with or would go back to. So an alias pins.
+    these commits made, the newest one, and those that an alias answers with or would go back to, with the task memory
+    that each of these left: so an alias pins, and learning can go on from what is rolled back to.
     Of the rest, everything in `versions/` goes, and what in `data/` is older than all these commits: something younger
     may be on its way into a commit. Of pushed samples, the segments go that were read by the oldest of these commits.
     The `gc` commits come before the first deletion. So a writer that was replaced raises Fenced and deletes nothing,
@@ -28,7 +30,9 @@ def collect(registry: Registry, *, keep: int = KEEP) -> list[str]:
     log = registry.log
     recent = _recent(log, keep)
     stems = _needed(log, recent)
-    versions = {record.version["path"] for record in recent if record.version} | _in_use(registry, recent[-1])
+    used = _in_use(registry, recent[-1])
+    stems |= {_stem(ref["key"]) for version in used for ref in registry.standing_of(version.number).memory or ()}
+    versions = {record.version["path"] for record in recent if record.version} | {version.path for version in used}
     before = min(record.time for record in recent)
     swept = [key for key in log.store.list("data") if (stem := _stem(key)) not in stems and born(stem) < before]
     swept += [key for key in log.store.list(f"versions/{registry.name}") if key.rpartition("/")[0] not in versions]
@@ -57,14 +61,14 @@ def recover(registry: Registry) -> Record | None:
     return record
 
 
-def _in_use(registry: Registry, oldest: Record) -> set[str]:
-    """Paths of the newest version, now and at the oldest commit kept, and of those that aliases have or had before."""
+def _in_use(registry: Registry, oldest: Record) -> list[Version]:
+    """The newest version, now and at the oldest commit kept, and of those that aliases have or had before."""
     numbers = set()
     for n in registry.aliases().values():
         moved = registry.log.get(n).alias or {}
         numbers |= {moved["version"]["number"], moved["before"]}
     versions = [registry.newest(), registry.newest(oldest), *(registry.get(number) for number in numbers - {None})]
-    return {version.path for version in versions if version is not None}
+    return [version for version in versions if version is not None]
 
 
 def _recent(log: Log, keep: int) -> list[Record]:

@@ -41,6 +41,17 @@ def change(model: Any, before: Params | None, after: Params, *, reach: float) ->
     return size / reach, max(0.0, sum(map(_squared, parts))) ** 0.5 / reach
 
 
+def distances(before: Params, after: Params, *, scales: tuple[float, float]) -> dict[str, float]:
+    """By layer, ‖ΔW₂ − ΔW₁‖ / ‖ΔW₁‖ of two LoRAs with these scales alpha / r; infinite where the first does nothing."""
+    found = {}
+    for name in (name for name in before if "lora_A" in name):
+        (a_RI, b_OR), (c_RI, d_OR) = _pair(before, name), _pair(after, name)
+        old, moved = _squared([(scales[0] * a_RI, b_OR)]), [(scales[1] * c_RI, d_OR), (-scales[0] * a_RI, b_OR)]
+        distance = max(0.0, _squared(moved)) ** 0.5
+        found[name.removesuffix(".lora_A.weight")] = distance / old**0.5 if old else float("inf") if distance else 0.0
+    return found
+
+
 def _pair(params: Params, name: str, *, sign: float = 1.0) -> tuple[Tensor, Tensor]:
     """A layer's A and B in float64; the update is sign · B A."""
     return params[name].double().cpu(), sign * params[name.replace("lora_A", "lora_B")].double().cpu()
