@@ -22,7 +22,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, EWC, FwdPrompt, HiFGO, OLoRA, Replay, Strategy
 from streamcl.train.batch import Row, collate
-from streamcl.train.evaluate import scores
+from streamcl.train.evaluate import accuracy, marks
 from streamcl.train.feed import ahead, batches, shares
 from streamcl.train.loop import ALONE, Learning, TrainConfig, World
 from streamcl.train.model import ModelConfig, grow, load_base
@@ -75,7 +75,7 @@ def lived(folder: Path, config: TrainConfig, strategy: Strategy, world: World = 
         trained = learning.train(window, rows(task, 7 + number), rows(9, 4), strategy=strategy, memory=memory)
         served, memory = trained.served, trained.memory
         with learning.serving(served):
-            told = scores(learning.model, {"all": rows(task, 7)}, pad_id=0)
+            told = accuracy(marks(learning.model, {"all": rows(task, 7)}, pad_id=0))
         seen.append(({name: value.numpy() for name, value in trained.params.items()}, told))
     return seen
 
