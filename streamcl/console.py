@@ -106,7 +106,8 @@ def table(result: Matrix, *, title: str) -> Table:
     return grid
 
 
-def headline(values: Mapping[str, float]) -> str:
-    """The metrics in one line."""
+def headline(values: Mapping[str, float | None]) -> str:
+    """The metrics in one line, as far as there are any yet: with one finished task nothing can be forgotten."""
     names = {"last": "Last", "avg": "Avg", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
-    return "   ".join(f"{names[name]} [bold]{100 * values[name]:.1f}[/]" for name in SHOWN if name in values)
+    shown = [(names[name], value) for name in SHOWN if (value := values.get(name)) is not None]
+    return "   ".join(f"{name} [bold]{100 * value:.1f}[/]" for name, value in shown)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from streamcl.console import headline
 from streamcl.report import Matrix, draw, matrix
 
 
@@ -83,3 +84,7 @@ def test_a_score_that_was_not_taken_can_be_drawn(tmp_path: Path) -> None:
     found = Matrix(("digits", "maps"), ("digits", "maps"), np.array([[0.9, 0.7], [np.nan, 0.8]]), None)
     whole = Matrix(found.tasks, found.columns, np.nan_to_num(found.a_TC, nan=0.5), None)
     assert (drawn(found, tmp_path / "nan.png") != drawn(whole, tmp_path / "whole.png")).any()
+
+
+def test_the_headline_leaves_out_what_one_finished_task_cannot_tell() -> None:
+    assert headline({"last": 0.5, "avg": 0.25, "bwt": None}) == "Last [bold]50.0[/]   Avg [bold]25.0[/]"
