@@ -53,7 +53,7 @@ def test_a_directory_that_is_not_whole_says_so(tmp_path: Path, case: str) -> Non
 
 
 def test_one_strategy_learns_two_tasks_and_is_scored_after_each(tmp_path: Path) -> None:
-    root = papers.write(tmp_path / "d", "UCIT", train=24, test=4)
+    root = papers.write(tmp_path / "d", "UCIT", train=96, test=4)
     tasks = [task for task in read(root)[1] if task.name in ("ImageNet-R", "VizWiz")]
     result = through("finetune", arena(tasks, "zoo:small"), seed=0, settings={})
     first, second = result["matrix"]
