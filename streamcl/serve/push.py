@@ -226,7 +226,7 @@ def _json(body: bytes) -> Any:
     return tree["samples"]
 
 
-def _later(data: bytes, where: str, limits: Limits) -> None:
+def _later(data: bytes | memoryview, where: str, limits: Limits) -> None:
     """Pictures are decoded by whoever reads the log, where they can do no harm."""
 
 

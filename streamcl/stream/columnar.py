@@ -16,17 +16,16 @@ import pyarrow.compute as pc
 from streamcl.errors import BadSample
 from streamcl.stream.base import NO_ROWS, Polled
 from streamcl.stream.deadletter import payload, refuse
-from streamcl.stream.decode import LAST_TIME, PARTS
+from streamcl.stream.decode import ID_CHARS, LAST_TIME, PARTS
 from streamcl.stream.door import Door
 from streamcl.stream.formats import Row
 from streamcl.stream.tables import Block
-from streamcl.types import MESSAGE, PART, SAMPLE_SCHEMA, DeadLetter, Sample, to_batch
+from streamcl.types import MESSAGE, NAME, PART, SAMPLE_SCHEMA, DeadLetter, Sample, to_batch
 
 Flags = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
-PLAIN_ID = "^[!-~]{1,256}$"
-PLAIN_TASK = "^[a-z0-9][a-z0-9._-]{0,62}$"
-SPOKEN = r"[!-~]|\pL|\pN"
+ODD = "[^!-~]"
+"""What an id that passes here does not hold."""
 MESSAGES = ({"role", "content"}, {"type", "text"})
 
 
@@ -61,7 +60,7 @@ def _unproved(batch: pa.RecordBatch, plain: Flags, door: Door) -> dict[int, BadS
     for at in np.flatnonzero(plain).tolist():
         try:
             for number, image in enumerate(images[at]):
-                door.prove(image.as_py(), f"image {number}", door.limits)
+                door.prove(memoryview(image.as_buffer()), f"image {number}", door.limits)
         except BadSample as error:
             found[at] = error
     return found
@@ -93,8 +92,8 @@ def _plain(raw: pa.RecordBatch, door: Door) -> tuple[pa.RecordBatch | None, Flag
         return None, none
     names, ids = _texts(columns, "task", raw.num_rows), columns["id"]
     times = pc.fill_null(columns["time"], 0.0) if "time" in columns else pa.array(np.zeros(raw.num_rows))
-    ok = _flags(pc.match_substring_regex(ids, PLAIN_ID))
-    ok &= _flags(pc.match_substring_regex(names, PLAIN_TASK), null=True) & ~_flags(pc.match_substring(names, ".."))
+    ok = _flags(pc.is_valid(ids)) & ~_flags(pc.match_substring_regex(ids, ODD)) & (_lengths(ids) - 1 < ID_CHARS)
+    ok &= (_lengths(ids) > 0) & _flags(pc.is_in(names, _allowed(names)))
     ok &= np.abs(times.to_numpy(zero_copy_only=False)) <= LAST_TIME
     if "schema" in columns:
         ok &= _flags(pc.equal(columns["schema"], 1), null=True)
@@ -154,9 +153,9 @@ def _messages(column: pa.Array, door: Door) -> tuple[pa.Array | None, Counts, Fl
     bad |= (parts_of > PARTS) | _any(message_of, ~(is_image | (is_text & _flags(pc.is_valid(texts)))), len(said))
     bad |= _any(message_of, is_text & _flags(pc.match_substring(texts, "<")), len(said))
     bad |= last & _any(message_of, is_image, len(said))
-    bad |= last & ~_any(message_of, _flags(pc.match_substring_regex(texts, SPOKEN)), len(said))
+    bad |= last & ~_any(message_of, _lengths(pc.utf8_trim_whitespace(texts)) > 0, len(said))
     texts = pc.if_else(pa.array(is_image), "", texts)
-    chars = np.where(is_image, 0, pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False))
+    chars = np.where(is_image, 0, _lengths(texts))
     total = np.bincount(row_of[message_of], chars, minlength=rows)
     fine = (counts >= 2) & (counts % 2 == 0) & (counts <= limits.messages) & (total <= limits.text_chars)
     fine &= ~_any(row_of, bad, rows)
@@ -186,6 +185,21 @@ def _images(column: pa.Array | None, places: Counts, door: Door) -> tuple[pa.Arr
 def _texts(columns: dict[str, pa.Array], name: str, rows: int) -> pa.Array:
     column = columns.get(name)
     return column if column is not None and column.type == pa.string() else pa.nulls(rows, pa.string())
+
+
+def _allowed(names: pa.Array) -> pa.Array:
+    """Those among the names that may be used, and null."""
+    return pa.array([name for name in pc.unique(names).to_pylist() if name is None or _is_name(name)], pa.string())
+
+
+def _is_name(name: str) -> bool:
+    return NAME.fullmatch(name) is not None and ".." not in name
+
+
+def _lengths(texts: pa.Array) -> Counts:
+    """Characters of each text; 0 for null."""
+    lengths: Counts = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False)
+    return lengths
 
 
 def _counts(lists: pa.Array) -> Counts:

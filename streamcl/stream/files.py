@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from streamcl.errors import ConfigError, SourceError
 from streamcl.stream.base import Source
@@ -20,7 +21,7 @@ from streamcl.stream.formats import Row, json_rows, text_rows
 from streamcl.stream.growing import Growing
 from streamcl.stream.inflate import CODECS, Inflated
 from streamcl.stream.limits import Limits
-from streamcl.stream.reader import DoorReader
+from streamcl.stream.reader import DoorReader, unreadable
 from streamcl.stream.shapes import check_columns
 from streamcl.stream.tables import Block, arrow_blocks, parquet_blocks
 from streamcl.stream.webdataset import tar_rows
@@ -35,7 +36,6 @@ LINES = (".jsonl", ".ndjson")
 ALLOWED = f"a file, folder or glob with {', '.join((*TABLES, *TEXTS))}; the latter also with {' or '.join(CODECS)}"
 TAIL_S = 2.0
 """How long a file that has nothing now may hold the others of a tailed folder back."""
-UNREADABLE = (OSError, EOFError, MemoryError, pa.ArrowException)
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 
 
@@ -81,7 +81,7 @@ class Files(Source):
         try:
             folder.fs.invalidate_cache()
             found = folder.fs.glob(pattern) if _wild(pattern) else folder.fs.find(pattern)
-        except UNREADABLE as error:
+        except unreadable() as error:
             raise self.unreadable(error) from error
         names = sorted(path[len(folder.root) :].lstrip("/") for path in map(folder.fs._strip_protocol, found))
         if found != [pattern]:
@@ -107,14 +107,14 @@ class Files(Source):
         try:
             grows = suffix in LINES and not codec
             return of_file(folder.fs, f"{folder.root}/{partition}", grows=grows, known=known)
-        except UNREADABLE as error:
+        except unreadable() as error:
             raise self.unreadable(error, partition) from error
 
     def schema(self, partition: str) -> dict[str, str]:
         """The fields that are read of a file, and their types, by its first row.  Raises SourceError."""
         try:
             first = next(self._pieces(self.resolved()[0], partition, 0), None)
-        except UNREADABLE as error:
+        except unreadable() as error:
             raise self.unreadable(error, partition) from error
         if isinstance(first, Block):
             return {field.name: str(field.type) for field in first.batch.schema}
@@ -134,14 +134,14 @@ class Files(Source):
                 root = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
             else:
                 root = path.rpartition("/")[0] if fs.isfile(path) else path.rstrip("/")
-        except (*UNREADABLE, ValueError, ImportError) as error:
+        except unreadable(ValueError, ImportError) as error:
             raise self.unreadable(error) from error
         return Folder(fs, root), path
 
     def _folder(self, url: str) -> Folder:
         try:
             fs, path = fsspec.core.url_to_fs(url)
-        except (*UNREADABLE, ValueError, ImportError) as error:
+        except unreadable(ValueError, ImportError) as error:
             raise self.unreadable(error) from error
         return Folder(fs, path.rstrip("/"))
 
@@ -153,7 +153,8 @@ class Files(Source):
             with Growing(folder.fs, path, where) as growing:
                 yield from text_rows(growing, position, where, self.limits, grows=True)
             return
-        with folder.fs.open(path, "rb") as file:
+        local = suffix in TABLES and isinstance(folder.fs, LocalFileSystem)  # which Arrow reads without Python
+        with pa.OSFile(path) if local else folder.fs.open(path, "rb") as file:
             if suffix in TABLES:
                 yield from TABLES[suffix](file, position, where, self.columns)
             else:

@@ -35,7 +35,7 @@ BROKEN = (
 """What Pillow's parsers raise on crafted bytes (600,000 mutants met the first three), or warn of under `-W error`."""
 
 
-def prove(data: bytes, where: str, limits: Limits) -> None:
+def prove(data: bytes | memoryview, where: str, limits: Limits) -> None:
     """Decodes the image once, to prove that it can be.  Raises BadSample."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
@@ -52,7 +52,7 @@ def prove(data: bytes, where: str, limits: Limits) -> None:
         raise refuse("image", f"{where} cannot be decoded: {type(error).__name__} {shown(str(error))}") from error
 
 
-Prove = Callable[[bytes, str, Limits], None]
+Prove = Callable[[bytes | memoryview, str, Limits], None]
 
 
 def checked_image(value: object, where: str, limits: Limits, prove: Prove = prove) -> bytes:

@@ -41,10 +41,10 @@ class Isolated:
         self.child: subprocess.Popen[bytes] | None = None
         self.lock = threading.Lock()
 
-    def prove(self, data: bytes, where: str, limits: Limits) -> None:
+    def prove(self, data: bytes | memoryview, where: str, limits: Limits) -> None:
         """`images.prove`, out of harm's way.  Raises BadSample, also for what kills the child TRIES times."""
         asked = {"size": len(data), "where": where, "limits": asdict(limits), "seconds": self.seconds}
-        request = json.dumps(asked).encode() + b"\n" + data
+        request = b"".join([json.dumps(asked).encode(), b"\n", data])
         for _ in range(TRIES):
             with self.lock:
                 answer = self._ask(request)

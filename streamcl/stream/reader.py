@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
@@ -14,6 +15,13 @@ from streamcl.stream.formats import Row
 from streamcl.stream.tables import Block
 from streamcl.types import DeadLetter, Sample, to_batch
 
+CLIENTS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("aiohttp", "ClientError"),
+)
+"""What the clients of object stores raise besides OSError: no credentials, a connection that is lost."""
 POLL_BYTES = 32 * 2**20
 """A poll ends once it has gathered this much of images."""
 
@@ -32,7 +40,7 @@ class DoorReader:
         """`pieces` begin after `position`; None is nothing now. `unreadable` says what an error of theirs means."""
         self.position = position
         self._door, self._partition, self._pieces, self._unreadable = door, partition, pieces, unreadable
-        self._rest: Block | None = None
+        self._rest: Polled | None = None
 
     def poll(self, limit: int) -> Polled | None:
         """The next rows; None at the partition's end.  Raises SourceError."""
@@ -41,18 +49,17 @@ class DoorReader:
             while gathered.rows < limit and gathered.size < POLL_BYTES:
                 piece = self._rest or next(self._pieces, _END)
                 self._rest = None
-                if not isinstance(piece, Block | Row):
+                if not isinstance(piece, Block | Row | Polled):
                     break
                 if isinstance(piece, Row):
                     gathered.add(self._door.take(piece, self._partition))
                     continue
-                room = limit - gathered.rows
-                if piece.batch.num_rows > room:
-                    self._rest = Block(piece.position + room, piece.batch.slice(room))
-                gathered.extend(taken(Block(piece.position, piece.batch.slice(0, room)), self._door, self._partition))
+                polled = taken(piece, self._door, self._partition) if isinstance(piece, Block) else piece
+                now, self._rest = _split(polled, limit - gathered.rows)
+                gathered.extend(now)
             else:
                 piece = None
-        except (OSError, EOFError, MemoryError, pa.ArrowException) as error:
+        except unreadable() as error:
             raise self._unreadable(error) from error
         if piece is _END and not gathered.rows:
             return None
@@ -61,6 +68,23 @@ class DoorReader:
 
 
 _END = object()
+
+
+def unreadable(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a file, a store or a damaged content raises, and `others`. (A column's name may not be UTF-8.)"""
+    clients = [getattr(sys.modules[module], name) for module, name in CLIENTS if module in sys.modules]
+    return (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException, *clients, *others)
+
+
+def _split(polled: Polled, count: int) -> tuple[Polled, Polled | None]:
+    """The first `count` rows, good and dead together, and the others if there are any."""
+    if len(polled) <= count:
+        return polled, None
+    good = polled.batch["position"].to_numpy()
+    last = sorted([*good.tolist(), *(letter.position for letter in polled.dead)])[count - 1]
+    here, dead = int((good <= last).sum()), [letter for letter in polled.dead if letter.position <= last]
+    rest = Polled(polled.batch.slice(here), polled.dead[len(dead) :])
+    return Polled(polled.batch.slice(0, here), tuple(dead)), rest
 
 
 class _Gathered:

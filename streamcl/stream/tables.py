@@ -13,11 +13,15 @@ import pyarrow.parquet as pq
 
 from streamcl.errors import SourceError
 from streamcl.stream.deadletter import refuse
-from streamcl.stream.formats import BLOCK_BYTES, Row, shorter
+from streamcl.stream.formats import BLOCK_BYTES as READ_BYTES
+from streamcl.stream.formats import Row, shorter
 from streamcl.stream.shapes import holds_samples, wanted
 
 ROWS = 32
 """Rows that are in memory at once, raw. Few: a page of one kilobyte can name the same 8 MiB image in every row."""
+BATCHES = 8
+"""So many times that are looked at together, as long as they are small."""
+BLOCK_BYTES = 8 * 2**20
 HEADER_BYTES = 64 * 2**20
 EXTENSION = b"ARROW:extension:name"
 
@@ -34,7 +38,7 @@ class Block:
 def parquet_blocks(file: Any, start: int, where: str, columns: Mapping[str, str]) -> Iterator[Block | Row]:
     """The rows after the first `start`. Row groups before it are not read."""
     _refuse_parquet_extensions(file, where)
-    parquet = pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
+    parquet = pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
     names = checked_columns(parquet.schema_arrow, where, columns)
     if parquet.metadata.num_rows < start:
         raise shorter(where, parquet.metadata.num_rows, start)
@@ -48,9 +52,16 @@ def _parquet_batches(parquet: pq.ParquetFile, names: list[str], start: int) -> I
         if position + rows <= start:
             position += rows
             continue
+        gathered: list[pa.RecordBatch] = []
         for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=names, use_threads=False):
-            yield Block(position, batch)
-            position += batch.num_rows
+            gathered.append(batch)
+            if sum(one.nbytes for one in gathered) >= BLOCK_BYTES or len(gathered) == BATCHES:
+                yield (block := Block(position, pa.concat_batches(gathered)))
+                position += block.batch.num_rows
+                gathered = []
+        if gathered:
+            yield (block := Block(position, pa.concat_batches(gathered)))
+            position += block.batch.num_rows
 
 
 def arrow_blocks(file: Any, start: int, where: str, columns: Mapping[str, str]) -> Iterator[Block | Row]:
@@ -80,7 +91,8 @@ def _arrow_batches(reader: Any, names: list[str], start: int, where: str) -> Ite
                 position, refuse("schema", f"{batch.num_rows} rows of an Arrow batch are damaged: {error}"[:300]), b""
             )
             continue
-        yield from (Block(before + at, batch.slice(at, ROWS)) for at in range(0, batch.num_rows, ROWS))
+        size = ROWS * BATCHES if batch.nbytes < BLOCK_BYTES * max(1, batch.num_rows // (ROWS * BATCHES)) else ROWS
+        yield from (Block(before + at, batch.slice(at, size)) for at in range(0, batch.num_rows, size))
     if position < start:
         raise shorter(where, position, start)
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import papers
 import pytest
 
+from streamcl.bench import continual_papers as papers
 from streamcl.bench.continual_data import ORDERS, arena, read, through
 from streamcl.errors import ConfigError
 

@@ -40,7 +40,7 @@ def write(root: Path, kind: str, *, train: int, test: int) -> Path:
     for number, task in enumerate(ORDERS[kind]):
         source = PICTURES[number % len(PICTURES)]
         for split, count, start in (("train", train, number * train), ("test", test, 0)):
-            found = []
+            found: list[dict[str, Any]] = []
             for at, (data, text, answer) in enumerate(_rows(source, split, count, start)):
                 key = f"{task}/images/{split}_{at}.jpg"
                 path = root / ("datasets" if kind == "UCIT" else "") / key
