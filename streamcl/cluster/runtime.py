@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import queue
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -48,16 +50,16 @@ LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 
 def start_ray(config: Config) -> None:
     """Joins the cluster that `ray.address` or RAY_ADDRESS names, or starts a Ray here. `ray.shutdown` ends either."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "streamcl"}
     if config.ray.json_logs:
         quiet["logging_config"] = ray.LoggingConfig(encoding="JSON")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if address:
-        ray.init(address=address, **quiet)
-        return
-    cpus = config.ray.cpus or max(4, os.cpu_count() or 1)
-    ray.init(num_cpus=cpus, include_dashboard=config.ray.dashboard, **quiet)
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    here = {"num_cpus": config.ray.cpus or max(4, os.cpu_count() or 1), "include_dashboard": config.ray.dashboard}
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(**({"address": address} if address else here), **quiet)
+    if callable(ours) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)  # Ray has put its own in the place of whoever ends the run cleanly
 
 
 def stop_ray() -> None:
