@@ -30,7 +30,7 @@ from streamcl.store.memory import TaskMemory
 from streamcl.store.reservoir import Reservoir
 from streamcl.strategies import KINDS, Strategy
 from streamcl.strategies.stacked import Stacked
-from streamcl.train.batch import Encoder, Row, to_rows
+from streamcl.train.batch import TRAINED, Encoder, Row, to_rows
 from streamcl.train.evaluate import accuracy, exact_match, marks
 from streamcl.train.loop import Learning, TrainConfig
 from streamcl.train.model import LoRA, ModelConfig, base_digest, grow, load_base
@@ -93,7 +93,7 @@ class Data:
         path = self.cache / f"rows-{self.digest[:12]}-{task}-{split}.arrow"
         if not path.exists():
             samples = zoo.load_task(task, split).combine_chunks().to_batches()[0]
-            encoded = self.encoder.encode(samples).batch.select(["id", "prompt_ids", "answer_ids", "inputs"])
+            encoded = self.encoder.encode(samples).batch.select(TRAINED)
             draft = path.with_suffix(f".{os.getpid()}")
             with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, encoded.schema) as writer:
                 writer.write_batch(encoded)

@@ -197,7 +197,7 @@ class Merged:
             return None
         self.positions = positions
         waiting = next((lane.waiting for lane in self._lanes.values() if lane.waiting), "")
-        return Polled(pa.concat_batches(batches) if batches else NO_ROWS, tuple(dead), waiting)
+        return Polled(_joined(batches), tuple(dead), waiting)
 
     def _filled(self, limit: int) -> bool:
         """Whether there is a row to take and no partition that is not idle could still have an earlier one."""
@@ -232,10 +232,15 @@ class Merged:
             batch, letters = lane.take(int(taken))
             batches.append(batch)
             dead += letters
-        batch = pa.concat_batches(batches)
+        batch = _joined(batches)
         if len(batches) > 1:
             batch = batch.take(pa.array(_interleaved(owners[~is_dead])))
         return Polled(batch, tuple(dead[i] for i in _interleaved(owners[is_dead])))
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The batches as one; a single one is not copied."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches or [NO_ROWS])
 
 
 def _interleaved(owners: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ ENCODED_SCHEMA = pa.schema(
     ]
 )
 """A sample and its model inputs. `inputs`: safetensors of what the processor gave beside the ids, for one sample."""
+TRAINED = ["id", "prompt_ids", "answer_ids", "inputs"]
+"""The columns that training reads."""
 
 IGNORED = -100
 """Label of a position whose prediction is not scored."""
@@ -173,7 +175,7 @@ class Row:
 
 def to_rows(table: pa.RecordBatch | pa.Table) -> list[Row]:
     """Encoded Arrow rows as tensors."""
-    columns = [table.column(name).to_pylist() for name in ("id", "prompt_ids", "answer_ids", "inputs")]
+    columns = [table.column(name).to_pylist() for name in TRAINED]
     return [
         Row(id, torch.tensor(prompt), torch.tensor(answer), load_safetensors(inputs))
         for id, prompt, answer, inputs in zip(*columns, strict=True)
