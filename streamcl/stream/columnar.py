@@ -57,10 +57,13 @@ def _unproved(batch: pa.RecordBatch, plain: Flags, door: Door) -> dict[int, BadS
     """The plain rows whose images cannot be decoded, and why."""
     found: dict[int, BadSample] = {}
     images = batch["images"]
+    first, of = images.offsets.to_pylist(), images.values
+    data = memoryview(of.buffers()[2] or b"")
+    begins = np.frombuffer(of.buffers()[1], np.int32)[of.offset :].tolist() if len(of) else []
     for at in np.flatnonzero(plain).tolist():
         try:
-            for number, image in enumerate(images[at]):
-                door.prove(memoryview(image.as_buffer()), f"image {number}", door.limits)
+            for number, image in enumerate(range(first[at], first[at + 1])):
+                door.prove(data[begins[image] : begins[image + 1]], f"image {number}", door.limits)
         except BadSample as error:
             found[at] = error
     return found

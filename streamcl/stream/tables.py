@@ -53,12 +53,14 @@ def _parquet_batches(parquet: pq.ParquetFile, names: list[str], start: int) -> I
             position += rows
             continue
         gathered: list[pa.RecordBatch] = []
+        size = 0
         for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=names, use_threads=False):
             gathered.append(batch)
-            if sum(one.nbytes for one in gathered) >= BLOCK_BYTES or len(gathered) == BATCHES:
+            size += batch.nbytes
+            if size >= BLOCK_BYTES or len(gathered) == BATCHES:
                 yield (block := Block(position, pa.concat_batches(gathered)))
                 position += block.batch.num_rows
-                gathered = []
+                gathered, size = [], 0
         if gathered:
             yield (block := Block(position, pa.concat_batches(gathered)))
             position += block.batch.num_rows

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jinja2 import TemplateError
 from PIL import Image
@@ -175,11 +176,17 @@ class Row:
 
 def to_rows(table: pa.RecordBatch | pa.Table) -> list[Row]:
     """Encoded Arrow rows as tensors."""
-    columns = [table.column(name).to_pylist() for name in TRAINED]
+    ids, prompts, answers, inputs = (table.column(name) for name in TRAINED)
+    columns = ids.to_pylist(), _tokens(prompts), _tokens(answers), inputs.to_pylist()
     return [
-        Row(id, torch.tensor(prompt), torch.tensor(answer), load_safetensors(inputs))
-        for id, prompt, answer, inputs in zip(*columns, strict=True)
+        Row(id, prompt, answer, load_safetensors(extra)) for id, prompt, answer, extra in zip(*columns, strict=True)
     ]
+
+
+def _tokens(lists: pa.Array | pa.ChunkedArray) -> list[Tensor]:
+    """Each row's token ids, int64."""
+    ids = torch.from_numpy(pc.list_flatten(lists).to_numpy().astype(np.int64))
+    return list(torch.split(ids, pc.list_value_length(lists).to_pylist()))
 
 
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
