@@ -1,6 +1,6 @@
 """Serving, measured: swaps under load, and the engine's speed. Each part may be run by itself and keeps the others'.
 
-python -m streamcl.bench.serving [swaps | speed]
+python -m streamcl.bench.serving [swaps | speed | clients]
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.serving_clients import clients
 from streamcl.bench.serving_speed import speed
 from streamcl.bench.serving_swaps import swaps
 
 COMMAND = "python -m streamcl.bench.serving"
 PARTS: dict[str, Callable[[], tuple[list[dict[str, Any]], list[Claim]]]] = {
     "swaps": lambda: swaps(5, quiet_s=20.0, swapping_s=41.0),
-    "speed": lambda: speed(seconds=1.5, rounds=1),
+    "speed": lambda: speed(seconds=4.0, rounds=5),
+    "clients": clients,
 }
-"""About six minutes, and half of one."""
+"""About eight minutes, four, and one."""
 
 
 def keep(rows: list[dict[str, Any]], claims: list[Claim]) -> None:

@@ -1,6 +1,7 @@
 """Versions are swapped under an endpoint of two replicas, while a client asks at a steady rate: what it notices.
 
 Phases without and with swaps take turns in one run. Every answer is made again, alone, by the version that it names.
+Beside it, in the same run and on the same Ray, two ways of doing the same without streamcl: `serving_controls`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,19 @@ class Phase:
     swapping: bool
     begin: float
     end: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was asked and came of it, the phases, and the seconds of each swap."""
+
+    asked: list[dict[str, Any]]
+    phases: list[Phase]
+    took: list[float]
+
+
+Swap = Callable[[int], None]
+"""Makes a version the one that answers, and returns when it does."""
 
 
 def config(folder: Path) -> Config:
@@ -86,22 +100,32 @@ def questions() -> list[Sample]:
 
 
 @contextmanager
-def endpoint(config: Config) -> Iterator[Any]:
-    """The endpoint on a Ray of its own; its handle."""
+def cluster(config: Config) -> Iterator[None]:
+    """A Ray of its own."""
     os.environ.update(PATIENT)
-    from streamcl.cluster import runtime, server
+    from streamcl.cluster import runtime
 
     runtime.start_ray(config)
     try:
-        yield server.start(config)
+        yield
     finally:
         runtime.stop_ray()
 
 
-def measure(config: Config, registry: Registry, handle: Any, plan: Sequence[tuple[bool, float]]) -> Any:
-    """Asks through all phases of `plan` (swapping, seconds). What was asked, the phases, seconds of each swap."""
+def moved(config: Config, registry: Registry, handle: Any) -> Swap:
+    """Swaps as streamcl does them."""
     from streamcl.cluster import server
 
+    def swap(number: int) -> None:
+        registry.promote(number)
+        answers = server.tell(handle, "follow")
+        assert answers == [number] * config.serve.replicas, answers
+
+    return swap
+
+
+def measure(config: Config, swap: Swap, plan: Sequence[tuple[bool, float]]) -> Measured:
+    """Asks through all phases of `plan` (swapping, seconds)."""
     bodies = [body(sample, model=config.name) | {"max_tokens": TOKENS} for sample in questions()]
     url = f"http://{config.serve.host}:{config.serve.port}"
     sent = {"url": url, "bodies": bodies, "per_second": PER_SECOND, "seconds": sum(s for _, s in plan) + 4}
@@ -119,17 +143,14 @@ def measure(config: Config, registry: Registry, handle: Any, plan: Sequence[tupl
         begin = time.time()
         while (left := begin + seconds - time.time()) > 0:
             if swapping:
-                number = (len(swaps) + 1) % VERSIONS + 1
                 started = time.time()
-                registry.promote(number)
-                answers = server.tell(handle, "follow")
+                swap((len(swaps) + 1) % VERSIONS + 1)
                 swaps.append(time.time() - started)
-                assert answers == [number] * config.serve.replicas, answers
                 left = min(left, EVERY_S - swaps[-1])
             time.sleep(max(0.0, left))
         phases.append(Phase(swapping, begin, time.time()))
     reader.join()
-    return [json.loads(line) for line in said[0].splitlines()], phases, swaps
+    return Measured([json.loads(line) for line in said[0].splitlines()], phases, swaps)
 
 
 def audit(config: Config, registry: Registry, asked: Sequence[dict[str, Any]]) -> int:
@@ -160,28 +181,46 @@ def times(asked: Sequence[dict[str, Any]], phases: Sequence[Phase], *, swapping:
 
 
 def swaps(rounds: int, quiet_s: float, swapping_s: float) -> tuple[list[dict[str, Any]], list[Claim]]:
-    """`rounds` quiet phases and as many with swaps, in turn."""
+    """`rounds` quiet phases and as many with swaps, in turn; a round of each control after them."""
+    from streamcl.bench import serving_controls
+
     with tempfile.TemporaryDirectory(prefix="streamcl-serving-") as folder:
         settings = config(Path(folder))
         registry = publish(settings)
-        plan = [(False, quiet_s), (True, swapping_s)] * rounds
-        with endpoint(settings) as handle:
-            asked, phases, took = measure(settings, registry, handle, plan)
-        wrong = audit(settings, registry, asked)
+        plan = [(False, quiet_s), (True, swapping_s)]
+        with cluster(settings):
+            from streamcl.cluster import server
+
+            handle = server.start(settings)
+            found = {"streamcl": measure(settings, moved(settings, registry, handle), plan * rounds)}
+            serving_controls.stop(server.APP)
+            for way in serving_controls.WAYS:
+                with serving_controls.running(settings, registry, Path(folder), way) as swap:
+                    found[way] = measure(settings, swap, plan)
+        rows = [row_of(way, measured, audit(settings, registry, measured.asked)) for way, measured in found.items()]
+    return rows, [_claim(rows[0], rows[1:])]
+
+
+def row_of(way: str, measured: Measured, wrong: int) -> dict[str, Any]:
+    asked, took = measured.asked, measured.took
     failed = [one for one in asked if "answer" not in one]
-    calm, busy = (times(asked, phases, swapping=swapping) for swapping in (False, True))
-    row = {
-        "part": "swaps", "asked": len(asked), "failed": len(failed), "errors": [one["error"] for one in failed[:5]],
-        "wrong": wrong, "versions": VERSIONS, "per_second": PER_SECOND, "swaps": len(took),
-        "swap_s": {"p50": percentile(took, 0.5), "max": max(took)},
+    calm, busy = (times(asked, measured.phases, swapping=swapping) for swapping in (False, True))
+    return {
+        "part": "swaps", "way": way, "asked": len(asked), "failed": len(failed),
+        "errors": [one["error"] for one in failed[:5]], "wrong": wrong, "versions": VERSIONS,
+        "per_second": PER_SECOND, "swaps": len(took), "swap_s": {"p50": percentile(took, 0.5), "max": max(took)},
         "quiet": {"n": len(calm), "p50": percentile(calm, 0.5), "p99": percentile(calm, 0.99)},
         "swapping": {"n": len(busy), "p50": percentile(busy, 0.5), "p99": percentile(busy, 0.99)},
-        "seconds": sum(phase.end - phase.begin for phase in phases),
+        "seconds": sum(phase.end - phase.begin for phase in measured.phases),
     }  # fmt: skip
-    return [row], [_claim(row)]
 
 
-def _claim(row: dict[str, Any]) -> Claim:
+def _claim(row: dict[str, Any], controls: Sequence[dict[str, Any]]) -> Claim:
+    beside = "; ".join(
+        f"{one['way']}: {one['swaps']} swaps, failed {one['failed']} and wrong {one['wrong']} of {one['asked']}, p99 x "
+        f"{one['swapping']['p99'] / one['quiet']['p99']:.1f}"
+        for one in controls
+    )
     calm, busy, ratio = row["quiet"], row["swapping"], row["swapping"]["p99"] / row["quiet"]["p99"]
     enough = row["swaps"] >= 100 and row["seconds"] >= 300
     return Claim(
@@ -191,7 +230,7 @@ def _claim(row: dict[str, Any]) -> Claim:
         ">= 100 swaps in >= 5 minutes: 0, 0; <= 1.2",
         f"{row['failed']} and {row['wrong']} of {row['asked']}; {ratio:.2f} ({1e3 * busy['p99']:.0f} ms over "
         f"{1e3 * calm['p99']:.0f} ms; p50 {1e3 * busy['p50']:.0f} and {1e3 * calm['p50']:.0f}); a swap takes "
-        f"{1e3 * row['swap_s']['p50']:.0f} ms, at most {1e3 * row['swap_s']['max']:.0f}",
+        f"{1e3 * row['swap_s']['p50']:.0f} ms, at most {1e3 * row['swap_s']['max']:.0f}. Controls: {beside}",
         enough and not row["failed"] and not row["wrong"] and ratio <= 1.2,
         COMMAND,
     )

@@ -50,6 +50,26 @@ AGAIN_S = 5
 JSON_TYPES = ("", "application/json")
 LINES_TYPES = ("application/x-ndjson", "application/jsonl")
 
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["user", "assistant"]}, "content": {"type": ["string", "array"]}},
+}
+_RECORD = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {
+        "id": {"type": "string"},
+        "messages": {"type": "array", "items": _MESSAGE, "minItems": 2},
+        "images": {"type": "array", "items": {"type": "string", "description": "base64"}},
+        "task": {"type": "string"},
+        "time": {"type": "number"},
+    },
+}
+_BATCH = {"type": "object", "required": ["samples"], "properties": {"samples": {"type": "array", "items": _RECORD}}}
+BODY = {"required": True, "content": {"application/json": {"schema": _BATCH}}}
+"""What is posted, as OpenAPI says it."""
+
 Authorize = Callable[[HttpRequest], str]
 """Who posts: a producer's name, "" where nobody is asked.  Raises ApiError."""
 Answer = tuple[int, dict[str, Any]]
@@ -242,9 +262,11 @@ async def _no_route(http: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def push_app(samples: Samples) -> FastAPI:
-    """The route as an app of its own."""
-    app = FastAPI(title="streamcl", openapi_url=None)
-    app.add_api_route(PATH, samples.post, methods=["POST"], response_model=None)
+    """The route as an app of its own, with its schema beside it."""
+    app = FastAPI(title="streamcl", openapi_url=f"{PATH}/openapi.json", docs_url=None, redoc_url=None)
+    app.add_api_route(
+        PATH, samples.post, methods=["POST"], status_code=202, response_model=None, openapi_extra={"requestBody": BODY}
+    )
     app.add_exception_handler(ApiError, _refusal)
     app.add_exception_handler(HTTPException, _no_route)
     return app

@@ -21,6 +21,10 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
 
 from streamcl.bench.push_endpoint import UNLIMITED, samples
 from streamcl.errors import ConfigError, StoreError
@@ -247,15 +251,37 @@ def test_settings_that_let_nothing_through_are_refused() -> None:
 
 
 def test_who_has_no_key_for_it_adds_nothing(tmp_path: Path) -> None:
-    keys = Keys.parse("push sk-robots; predict sk-readers", "here")
+    keys = Keys.parse("push sk-robots; predict sk-readers; admin sk-owners", "here")
     route = samples(str(tmp_path))
     route.authorize = known(keys)
-    asked = [post(route, [record()], headers={"authorization": f"Bearer {key}"})[0] for key in ("", "x", "sk-readers")]
-    assert [answer.status_code for answer in asked] == [401, 401, 403]
-    (answer,) = post(route, [record(id="a")], headers={"authorization": "Bearer sk-robots"})
-    assert answer.status_code == 202
-    (sample,) = kept(tmp_path)
-    assert sample.source == f"push/{hashlib.sha256(b'sk-robots').hexdigest()[:12]}"
+    assert [answer.status_code for answer in post(route, [record()])] == [401]
+    expected = {"": 401, "x": 401, "sk-readers": 403, "sk-robots": 202, "sk-owners": 202}
+    for key, status in expected.items():
+        (answer,) = post(route, [record(id=f"a{key}")], headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == status, key
+    taken = {sample.id: sample.source for sample in kept(tmp_path)}
+    assert taken == {
+        f"a{key}": f"push/{hashlib.sha256(key.encode()).hexdigest()[:12]}" for key in ("sk-robots", "sk-owners")
+    }
+
+
+def test_no_request_that_the_schema_allows_breaks_the_route(tmp_path: Path) -> None:
+    """Right and wrong bodies that schemathesis makes of the schema: whatever the answer, it is no 5xx."""
+    schema = schemathesis.openapi.from_asgi("/v1/samples/openapi.json", push_app(samples(str(tmp_path))))
+    (operation,) = (result.ok() for result in schema.get_all_operations())
+    statuses = set()
+    for mode in GenerationMode:
+
+        @given(case=operation.as_strategy(mode))
+        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        def explore(case: schemathesis.Case) -> None:
+            response = case.call()
+            statuses.add(response.status_code)
+            case.validate_response(response, checks=[not_a_server_error])
+
+        explore()
+    assert 422 in statuses
+    assert statuses <= {202, 400, 413, 415, 422}
 
 
 # -- a real process ----------------------------------------------------------------------------------------------------
