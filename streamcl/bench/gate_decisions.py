@@ -5,7 +5,8 @@ Five chains of four zoo tasks, each in another order and from another seed. Each
 
     flip        trained with the new task's answers dealt out anew among its rows
     destroyed   trained on the new task as it is, and on one old task with its answers dealt out anew
-    noise       the good candidate's weights, each shifted by a draw as large as that tensor's own spread
+    noise       the good candidate's weights, each shifted by a draw four times as large as that tensor's own spread
+                (one as large as the spread does no harm: the good and the shifted one answer the same rows)
     broken      in turn: all zeros, a NaN, trained on another base model, all zeros, a NaN
 """
 
@@ -39,7 +40,8 @@ TASKS = ("digits", "animals", "icons", "maps")
 CHAINS, TRAIN, HELD, REPLAYED = 5, 240, 60, 120
 BROKEN = ("zeroed", "NaN", "wrong base", "zeroed", "NaN")
 CACHE = Path(tempfile.gettempdir()) / "streamcl-bench-gate"
-FORMAT = 1
+FORMAT = 2
+NOISE = 4.0
 
 
 @dataclass
@@ -132,7 +134,7 @@ def _bad(bench: Bench, at: Position, number: int, index: int, order: Sequence[st
         flipped, _, made = bench.trained(number, task, at.base, at.memory, _dealt(rows, number), replay)
         yield _measured(bench, at, "flip", task, flipped, made, number)
         draw = torch.Generator().manual_seed(number)
-        noisy = {name: p + p.std() * torch.randn(p.shape, generator=draw) for name, p in good.items()}
+        noisy = {name: p + NOISE * p.std() * torch.randn(p.shape, generator=draw) for name, p in good.items()}
         yield _measured(bench, at, "noise", task, noisy, steps, number)
         return
     victim = order[number % index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from streamcl.errors import Corrupt
@@ -47,7 +47,7 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        return sha256(canonical(asdict(self)))
+        return sha256(canonical(vars(self)))
 
     @property
     def link(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Record:
         return {"n": self.n, "sha256": self.sha256}
 
     def encode(self) -> bytes:
-        return canonical({**asdict(self), "sha256": self.sha256})
+        return canonical({**vars(self), "sha256": self.sha256})
 
     @staticmethod
     def parse(data: bytes, *, n: int) -> Record:
@@ -66,8 +66,9 @@ class Record:
             record = Record(**fields)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise Corrupt(f"commit {n} cannot be parsed ({error}): {data[:80]!r}") from error
-        if record.sha256 != digest or record.encode() != data or record.n != n:
-            raise Corrupt(f"commit {n} was changed: as number {record.n} with sha256 {record.sha256} it says {digest}")
+        found = record.sha256
+        if found != digest or canonical({**vars(record), "sha256": found}) != data or record.n != n:
+            raise Corrupt(f"commit {n} was changed: as number {record.n} with sha256 {found} it says {digest}")
         return record
 
 
