@@ -36,7 +36,7 @@ from streamcl.types import Sample, from_batch
 from streamcl.zoo import load_task
 
 COMMAND = "python -m streamcl.bench.serving swaps"
-VERSIONS, QUESTIONS, TOKENS = 8, 12, 8
+VERSIONS, QUESTIONS, TOKENS = 8, 12, 3
 PER_SECOND, EVERY_S = 11.0, 2.0
 
 
@@ -84,11 +84,11 @@ def publish(config: Config) -> Registry:
 
 
 def random_files(config: Config, seed: int) -> dict[str, bytes]:
-    """An adapter of the configured form that answers as none was taught to."""
+    """An adapter of the configured form, so large that it babbles, each in its own way, and does not end by itself."""
     shapes = params_of(grow(load_base(config.model), config.model.lora, seed=0))
     generator = torch.Generator().manual_seed(seed)
     values = {
-        name: value if "lora_A" in name else torch.randn(value.shape, generator=generator) * 0.02
+        name: value if "lora_A" in name else torch.randn(value.shape, generator=generator)
         for name, value in fresh(shapes, seed=seed).items()
     }
     return to_files(config.model.lora, to_bytes(values))
@@ -153,21 +153,24 @@ def measure(config: Config, swap: Swap, plan: Sequence[tuple[bool, float]]) -> M
     return Measured([json.loads(line) for line in said[0].splitlines()], phases, swaps)
 
 
-def audit(config: Config, registry: Registry, asked: Sequence[dict[str, Any]]) -> int:
-    """How many answers the version that they name does not give, asked alone."""
-    samples, wrong = questions(), 0
+def audit(config: Config, registry: Registry, asked: Sequence[dict[str, Any]]) -> tuple[int, float]:
+    """How many answers the version that they name does not give, asked alone; and how many different answers there are
+    to a question, on average: were it one, nothing could be found wrong.
+    """
+    samples, wrong, truths = questions(), 0, list[list[str]]()
     with closing(Engine(load_base(config.model), config.model.lora, max_batch=1)) as engine:
         for number in sorted({one["version"] for one in asked if "answer" in one}):
             version = registry.get(number)
             engine.load(number, version.digest, registry.read(version))
             requests = [Request(one.messages[:-1], one.images, TOKENS) for one in samples]
             truth = [answer.text for answer in engine.answer(requests)]
+            truths.append(truth)
             wrong += sum(
                 one["answer"] != truth[one["body"]] or one["digest"] != version.digest
                 for one in asked
                 if one.get("version") == number
             )
-    return wrong
+    return wrong, sum(len(set(answers)) for answers in zip(*truths, strict=True)) / len(samples)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -197,21 +200,26 @@ def swaps(rounds: int, quiet_s: float, swapping_s: float) -> tuple[list[dict[str
             for way in serving_controls.WAYS:
                 with serving_controls.running(settings, registry, Path(folder), way) as swap:
                     found[way] = measure(settings, swap, plan)
-        rows = [row_of(way, measured, audit(settings, registry, measured.asked)) for way, measured in found.items()]
+        rows = [row_of(way, measured, *audit(settings, registry, measured.asked)) for way, measured in found.items()]
     return rows, [_claim(rows[0], rows[1:])]
 
 
-def row_of(way: str, measured: Measured, wrong: int) -> dict[str, Any]:
+def row_of(way: str, measured: Measured, wrong: int, distinct: float) -> dict[str, Any]:
     asked, took = measured.asked, measured.took
     failed = [one for one in asked if "answer" not in one]
     calm, busy = (times(asked, measured.phases, swapping=swapping) for swapping in (False, True))
     return {
         "part": "swaps", "way": way, "asked": len(asked), "failed": len(failed),
-        "errors": [one["error"] for one in failed[:5]], "wrong": wrong, "versions": VERSIONS,
+        "errors": [one["error"] for one in failed[:5]], "wrong": wrong, "distinct": distinct, "versions": VERSIONS,
         "per_second": PER_SECOND, "swaps": len(took), "swap_s": {"p50": percentile(took, 0.5), "max": max(took)},
         "quiet": {"n": len(calm), "p50": percentile(calm, 0.5), "p99": percentile(calm, 0.99)},
         "swapping": {"n": len(busy), "p50": percentile(busy, 0.5), "p99": percentile(busy, 0.99)},
         "seconds": sum(phase.end - phase.begin for phase in measured.phases),
+        "slowest": [{"due_s": round(one["due"] - asked[0]["due"], 1), "seconds": round(one["seconds"], 2)}
+                    for one in sorted(asked, key=lambda one: -one["seconds"])[:24]],
+        "phases": [{"swapping": phase.swapping, "begin_s": round(phase.begin - asked[0]["due"], 1),
+                    "p99": percentile(times(asked, [phase], swapping=phase.swapping), 0.99)}
+                   for phase in measured.phases],
     }  # fmt: skip
 
 
@@ -228,7 +236,8 @@ def _claim(row: dict[str, Any], controls: Sequence[dict[str, Any]]) -> Claim:
         f"{row['swaps']} swaps in {row['seconds'] / 60:.1f} minutes under {row['per_second']:g} requests a second on 2 "
         "replicas: failed, and other than what the named version gives; p99 while swapping over p99 without",
         ">= 100 swaps in >= 5 minutes: 0, 0; <= 1.2",
-        f"{row['failed']} and {row['wrong']} of {row['asked']}; {ratio:.2f} ({1e3 * busy['p99']:.0f} ms over "
+        f"{row['failed']} and {row['wrong']} of {row['asked']} (the versions give {row['distinct']:.1f} different "
+        f"answers to a question); {ratio:.2f} ({1e3 * busy['p99']:.0f} ms over "
         f"{1e3 * calm['p99']:.0f} ms; p50 {1e3 * busy['p50']:.0f} and {1e3 * calm['p50']:.0f}); a swap takes "
         f"{1e3 * row['swap_s']['p50']:.0f} ms, at most {1e3 * row['swap_s']['max']:.0f}. Controls: {beside}",
         enough and not row["failed"] and not row["wrong"] and ratio <= 1.2,
