@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,15 +154,31 @@ def rollback(made: Scene, client: Watching) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def away(store: Path) -> Iterator[None]:
+    """The store cannot be reached: a file lies where its folder was, so that nobody makes a new one."""
+    aside = store.with_name("away")
+    store.rename(aside)
+    while True:
+        try:
+            store.touch(exist_ok=False)
+            break
+        except FileExistsError:  # whoever was quicker has made an empty folder
+            shutil.rmtree(store)
+    try:
+        yield
+    finally:
+        store.unlink()
+        aside.rename(store)
+
+
 def kill(made: Scene, client: Watching, victim: str) -> dict[str, Any]:
     """Kills one process of a kind, or takes the store away, and watches until all is well again."""
     before, retried, failed = client.total, client.retried, client.failed
     client.gap_s, row = 0.0, dict[str, Any](victim=victim)
     if victim == "store":
-        away = Path(made.config.store.path)
-        away.rename(away.with_name("away"))
-        time.sleep(AWAY_S)
-        away.with_name("away").rename(away)
+        with away(Path(made.config.store.path)):
+            time.sleep(AWAY_S)
     elif victim == "learner":
         made.stop()
     else:
