@@ -13,7 +13,7 @@ from streamcl.lineage import tainted
 from streamcl.registry.log import Log
 from streamcl.registry.requests import Request, ask, move
 from streamcl.registry.stores import open_store
-from streamcl.registry.versions import Registry
+from streamcl.registry.versions import CANDIDATE, Registry
 from streamcl.sections import Config
 from streamcl.types import Version
 
@@ -110,4 +110,5 @@ def _purged(run: Run, request: Request) -> str:
         refs[name] = run.log.put_object("replay", part.snapshot(), "arrow")
     why = f"{dropped} rows of source {request.source!r} dropped from replay for {request.who}: {request.why}"
     run.log.append("data", state={"refs": refs}, why=why)
+    run.registry.withdraw(CANDIDATE, why, who=request.who)
     return f"{dropped} rows of {request.source!r} dropped from replay"

@@ -91,13 +91,25 @@ class ServeConfig:
     max_queued: int = 256
     """Requests that may wait; more are refused with 503."""
     slots: int = 4
-    """Versions that lie in memory side by side on each replica, at least 2."""
+    """Versions that lie in memory side by side on each replica, at least 2; 3 where candidates are tried."""
+    canary: float = 0.0
+    """Share of callers whom a candidate answers, in [0, 1). A candidate is a version that the gate has held back; its
+    trial ends when it or another is made live, the next one is held back, or a source is purged. A caller is the `user`
+    that a request names, or else its API key; without either each request is a caller. Pinned requests are not meant.
+    """
+    shadow: float = 0.0
+    """Share of the live version's answers that a candidate makes again, in [0, 1]: nobody sees or waits for them, and
+    they are dropped while a batch is more than half full. /metrics says how many were the same."""
     keys: KeysConfig = field(default_factory=KeysConfig)
     push: PushConfig = field(default_factory=PushConfig)
 
     def __post_init__(self) -> None:
         if self.slots < 2:
             raise ConfigError(f"slots {self.slots}: at least 2, for a version is loaded beside the one that answers")
+        if not (0 <= self.canary < 1 and 0 <= self.shadow <= 1):
+            raise ConfigError(f"canary {self.canary}, shadow {self.shadow}: shares, canary in [0, 1), shadow in [0, 1]")
+        if (self.canary or self.shadow) and self.slots < 3:
+            raise ConfigError(f"slots {self.slots}: at least 3 with canary or shadow, for the candidate takes one")
         self.keys.check_host(self.host)
 
 

@@ -14,7 +14,7 @@ from streamcl.registry import upkeep
 from streamcl.registry.log import Log
 from streamcl.registry.record import Kind
 from streamcl.registry.requests import Answer, Request, answer, move, with_memory
-from streamcl.registry.versions import Registry
+from streamcl.registry.versions import CANDIDATE, Registry
 from streamcl.sections import Config
 from streamcl.stream.deadletter import ring
 from streamcl.train.gate import Verdict
@@ -23,8 +23,6 @@ from streamcl.types import DeadLetter, Ref, Standing, Version, Window
 
 COLLECT_EVERY = 32
 """Versions between two collections of what the store does not need any more."""
-CANDIDATE = "candidate"
-"""The alias of the newest version that was not made live."""
 
 
 class Commits:

@@ -16,6 +16,7 @@ from ray.util.metrics import Gauge
 
 from streamcl import events as e
 from streamcl.controller import Controller
+from streamcl.serve.trial import Trial
 from streamcl.store.memory import TaskMemory
 from streamcl.store.reservoir import Reservoir
 
@@ -47,7 +48,12 @@ SHARD_GAUGES = {
     "certificate_ratio": ("Largest error of a subspace, as a share of its rows' energy; 0 without subspaces.", "shard"),
 }
 """What shards of the reservoir and of the task memory tell."""
-REPLICA_GAUGES = {"replica_version": ("Number of the version that this replica answers with.",)}
+REPLICA_GAUGES = {
+    "replica_version": ("Number of the version that this replica answers with.",),
+    "canary": ("Requests of a candidate's callers: sent to it, or unavailable, so that live answered.", "result"),
+    "shadow": ("Live answers made again by a candidate: same, different, failed, dropped.", "result"),
+}
+"""What a replica tells, counted since it started."""
 
 
 def gauges(told: Mapping[str, tuple[str, ...]], run: str) -> dict[str, Any]:
@@ -65,6 +71,14 @@ def exporters() -> list[str]:
         return []
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
+
+
+def tell_tried(gauges: Mapping[str, Any], trial: Trial) -> None:
+    """What a replica's trials of candidates have come to."""
+    sent, shadowed = trial.results()
+    for name, counts in (("canary", sent), ("shadow", shadowed)):
+        for result, count in counts.items():
+            gauges[name].set(count, tags={"result": result})
 
 
 class Metrics:

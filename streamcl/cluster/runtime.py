@@ -35,7 +35,7 @@ from streamcl.errors import StoreError, StreamclError
 from streamcl.registry import upkeep
 from streamcl.registry.log import Log
 from streamcl.registry.requests import Answer, Beat, Request, answer, pending
-from streamcl.registry.versions import Registry
+from streamcl.registry.versions import CANDIDATE, Registry
 from streamcl.sections import Config
 from streamcl.train.model import base_digest
 from streamcl.types import Version, Window
@@ -230,6 +230,7 @@ class Runtime(Commits):
         dropped, refs = self.replay.purge(request.source)
         why = f"{dropped} rows of source {request.source!r} dropped from replay for {request.who}: {request.why}"
         self.log.append("data", state={"refs": {**self._refs(), **refs}}, why=why)
+        self.registry.withdraw(CANDIDATE, why, who=request.who)  # it may have been trained on some of these rows
         answer(self.log.store, request, Answer(True, f"{dropped} rows of {request.source!r} dropped from replay"))
         self.inbox.put(lambda: [e.Purged(request.source)])
 

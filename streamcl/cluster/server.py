@@ -11,7 +11,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,18 +20,17 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from streamcl.cluster import push
-from streamcl.cluster.metrics import REPLICA_GAUGES, gauges
-from streamcl.errors import ConfigError, StoreError, StreamclError
+from streamcl.cluster.follow import Follower
+from streamcl.cluster.metrics import REPLICA_GAUGES, gauges, tell_tried
+from streamcl.errors import StoreError, StreamclError
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
-from streamcl.serve.engine import Engine, Label
 from streamcl.serve.local import Local
 from streamcl.serve.openai import build_app
 from streamcl.stream import Push
 from streamcl.train.model import load_base
-from streamcl.types import Version
 
 APP = "streamcl"
 HEALTH_PERIOD_S = 5.0
@@ -48,18 +46,12 @@ class Replica:
 
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(1)
-        self.config, settings = config, config.serve
-        self.keys = settings.keys.load()
+        self.config = config
+        self.keys = config.serve.keys.load()
         base = load_base(config.model, device=config.placement.replicas.device)
-        self.base_digest = base.digest
-        self.registry = Registry(Log(open_store(config.store.path)), config.name)
-        self.reading = threading.Lock()
-        """The registry is for one thread."""
-        self.engine = Engine(
-            base, config.model.lora, max_batch=settings.max_batch, slots=settings.slots, fetch=self._fetch
-        )
-        self.published: list[Label] = []
-        """What may be asked for by number, as of the last change of the live version."""
+        registry = Registry(Log(open_store(config.store.path)), config.name)
+        self.follower = Follower(registry, base, config.model.lora, config.serve)
+        self.engine = self.follower.engine
         self.loading = asyncio.Lock()
         self.metrics = gauges(REPLICA_GAUGES, config.name)
         self._follow()
@@ -67,7 +59,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         where = serve.get_replica_context().replica_id.unique_id
-        backend = Local(self.engine, lambda: self.published)
+        backend = Local(self.engine, self.follower.published, trial=self.follower.trial)
         return build_app(backend, self.config.name, keys=self.keys, replica=where)
 
     async def follow(self) -> int:
@@ -81,17 +73,14 @@ class Replica:
         Raises NoSuchVersion, Corrupt, ConfigError, NotFinite or Busy. It stays in memory while no other wants its slot.
         """
         async with self.loading:
-            await asyncio.to_thread(self.engine.check, number)
+            await asyncio.to_thread(self.follower.prepare, number)
         return number
 
     def _follow(self) -> int:
-        with self.reading:
-            version = self.registry.resolve("live")
-            if version is not None and version.number != self.engine.version[0]:
-                self.engine.load(version.number, version.digest, self._files(version))
-                self.published = [(one.number, one.digest) for one in self.registry.versions()]
-        self.metrics["replica_version"].set(self.engine.version[0])
-        return self.engine.version[0]
+        number = self.follower.follow()
+        self.metrics["replica_version"].set(number)
+        tell_tried(self.metrics, self.follower.trial)
+        return number
 
     def _keep_up(self) -> None:
         """Looks at the registry every second: whoever moved `live` may not have been able to tell the replicas."""
@@ -99,20 +88,7 @@ class Replica:
             time.sleep(LOOK_S)
             with contextlib.suppress(OSError, StreamclError):  # the health check says what is wrong
                 self._follow()
-
-    def _fetch(self, number: int) -> tuple[str, Mapping[str, bytes]]:
-        """A version that a request is pinned to."""
-        with self.reading:
-            version = self.registry.get(number)
-            return version.digest, self._files(version)
-
-    def _files(self, version: Version) -> Mapping[str, bytes]:
-        if version.base_digest != self.base_digest:
-            raise ConfigError(
-                f"version {version.number} was trained on base {version.base_digest[:12]}, this replica has "
-                f"{self.base_digest[:12]}: serve it with the model that it was trained on"
-            )
-        return self.registry.read(version)
+                self.follower.admit()
 
     async def check_health(self) -> None:
         """A tiny forward pass through the compute thread, and a look at the registry. Raises if the model hangs."""

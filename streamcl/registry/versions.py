@@ -12,6 +12,9 @@ from streamcl.registry.published import Published
 from streamcl.registry.record import Record, canonical
 from streamcl.types import Standing, Version, checked_name
 
+CANDIDATE = "candidate"
+"""The alias of the newest version that the gate did not make live."""
+
 
 class Registry(Published):
     """A model's versions and aliases in a log. Reading needs no fence; `publish` and `move` do. For one thread.
@@ -49,6 +52,13 @@ class Registry(Published):
         self._commit_alias(version, alias, now=now, before=before, why=why, who=who, state=state)
         return version
 
+    def withdraw(self, alias: str, why: str = "", *, who: str = "") -> None:
+        """Let `alias` answer with nothing: one commit, and the pointer goes before it. No commit if it has nothing."""
+        now = self._alias_record(alias)
+        if now is not None:
+            self.log.store.delete(f"aliases/{alias}.json")
+            self._commit_alias(None, alias, now=now, before=_number(now), why=why, who=who, state=None)
+
     def earlier(self, alias: str = "live") -> int:
         """The version that a rollback goes to.  Raises NoSuchVersion when there is none."""
         number = _number(self._alias_record(alias))
@@ -65,9 +75,22 @@ class Registry(Published):
         """
         record = (self._pointed(alias) if alias in self._aliased else None) or self._alias_record(alias)
         if record is None:
+            self._aliased.pop(alias, None)
             return None
         self._aliased[alias] = record
         return aliased(record)
+
+    def contenders(self) -> tuple[Version | None, Version | None]:
+        """What `live` answers with, and the candidate that is on trial beside it, if there is one.
+
+        A trial lasts from the commit that sets a version aside until `live` moves, another one is set aside, or it is
+        withdrawn.
+        """
+        live, candidate = self.resolve("live"), self.resolve(CANDIDATE)
+        if live is None or candidate is None:
+            return live, candidate
+        older = self._aliased[CANDIDATE].n < self._aliased["live"].n
+        return live, None if older or candidate.number == live.number else candidate
 
     def standing(self) -> Standing:
         """What `live` answers with as of the commits that hold, and what a window that starts from it needs."""
@@ -86,10 +109,11 @@ class Registry(Published):
         return Standing(number, memory and tuple(memory), tuple(made["extra"].get("learned", ())))
 
     def aliases(self) -> dict[str, int]:
-        """The commit that last moved each alias."""
+        """The commit that last moved each alias; without those that were withdrawn."""
         for record in self.log.back():
             if record.alias and record.alias["name"] == self.name:
-                return {**record.alias["others"], record.alias["alias"]: record.n}
+                moved = {record.alias["alias"]: record.n} if record.alias["version"] else {}
+                return {**record.alias["others"], **moved}
         return {}
 
     def repair(self) -> list[str]:
@@ -104,16 +128,18 @@ class Registry(Published):
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _commit_alias(
-        self, version: Version, alias: str, *, now: Record | None, before: int | None, why: str, who: str,
+        self, version: Version | None, alias: str, *, now: Record | None, before: int | None, why: str, who: str,
         state: Mapping[str, Any] | None,
     ) -> Record:  # fmt: skip
         others = {name: n for name, n in self.aliases().items() if name != alias}
         fields = {
             "name": self.name, "alias": checked_name(alias), "before": before, "others": others,
-            "from": _number(now), "who": who, "version": {**vars(version), "scores": dict(version.scores)},
+            "from": _number(now), "who": who,
+            "version": version and {**vars(version), "scores": dict(version.scores)},
         }  # fmt: skip
         record = self.log.append("alias", alias=fields, state=state, why=why)
-        self._point(record)
+        if version is not None:
+            self._point(record)
         return record
 
     def _alias_record(self, alias: str) -> Record | None:
@@ -160,8 +186,9 @@ class Registry(Published):
 
 
 def _number(record: Record | None) -> int | None:
-    """The version that an alias commit made live."""
-    return record.alias["version"]["number"] if record is not None and record.alias else None
+    """The version that an alias commit made live, if it is one and was no withdrawal."""
+    version = record.alias["version"] if record is not None and record.alias else None
+    return version["number"] if version else None
 
 
 def aliased(record: Record) -> Version:

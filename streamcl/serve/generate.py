@@ -38,6 +38,8 @@ class Request:
     """The answer ends before the first of these."""
     version: int | None = None
     """The version that must answer; None: the live one."""
+    caller: str = ""
+    """Who asks, if known: in a trial of a candidate one caller is answered by one version (`serve.trial`)."""
 
     def __post_init__(self) -> None:
         places = sum(part.type == "image" for message in self.messages for part in message.content)

@@ -33,10 +33,13 @@ class Keys:
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
     """By sha256 (hex) of the key."""
 
-    def check(self, authorization: str | None, scope: str) -> None:
-        """Lets pass who may do `scope`.  Raises ApiError: 401 for no key or an unknown one, 403 for another scope."""
+    def check(self, authorization: str | None, scope: str) -> str:
+        """Lets pass who may do `scope`: the digest of their key, "" where there are no keys.
+
+        Raises ApiError: 401 for no key or an unknown one, 403 for another scope.
+        """
         if not self.scopes:
-            return
+            return ""
         kind, _, key = (authorization or "").partition(" ")
         asked = hashlib.sha256(key.strip().encode()).hexdigest() if kind.lower() == "bearer" else ""
         held: frozenset[str] = frozenset()
@@ -47,6 +50,7 @@ class Keys:
         if not held & {scope, "admin"}:
             message = f"this key may {', '.join(sorted(held))}; {scope} is needed"
             raise ApiError(403, message, code="insufficient_scope")
+        return asked
 
     @staticmethod
     def parse(text: str, where: str) -> Keys:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamcl.serve.generate import Response
+from streamcl.serve.trial import Counts
 
 BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TRIED = {
+    "canary_total": "Requests of a candidate's callers: sent to it, or to the live version as it was not loaded.",
+    "shadow_total": "Live answers that a candidate was to make again, by what came of it.",
+    "shadow_tokens_total": "Tokens of the answers that were compared, by who made them.",
+    "shadow_seconds_total": "Time of the answers that were compared, by who made them.",
+}
 
 
 class Metrics:
@@ -35,11 +43,11 @@ class Metrics:
     def answered(self, answer: Response) -> None:
         self.tokens.update(prompt=answer.prompt_tokens, completion=answer.completion_tokens)
 
-    def text(self, *, version: int, waiting: int, running: int) -> str:
+    def text(self, *, version: int, waiting: int, running: int, tried: Counts) -> str:
         """All of it in Prometheus' text format."""
         lines: list[str] = []
 
-        def family(name: str, kind: str, help: str, samples: dict[str, float]) -> None:
+        def family(name: str, kind: str, help: str, samples: Mapping[str, float]) -> None:
             lines.extend([f"# HELP streamcl_{name} {help}", f"# TYPE streamcl_{name} {kind}"])
             for labels, value in samples.items():
                 suffix, _, rest = labels.rpartition("|")
@@ -58,6 +66,8 @@ class Metrics:
         family("version", "gauge", "Number of the live version.", {"": version})
         family("waiting", "gauge", "Requests that have not begun.", {"": waiting})
         family("running", "gauge", "Requests under way.", {"": running})
+        for name, counts in tried.items():
+            family(name, "counter", TRIED[name], counts)
         return "\n".join([*lines, ""])
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +22,7 @@ from streamcl.serve.generate import Request, Response
 from streamcl.serve.keys import Keys
 from streamcl.serve.loaded import Label
 from streamcl.serve.metrics import Metrics
+from streamcl.serve.trial import Counts
 from streamcl.serve.wire import parse
 from streamcl.stream.limits import Limits
 
@@ -50,6 +52,10 @@ class Backend(Protocol):
         """How many requests wait, and how many are under way."""
         ...
 
+    def tried(self) -> Counts:
+        """What trials of candidates have come to."""
+        ...
+
 
 @contextmanager
 def refused() -> Iterator[None]:
@@ -76,11 +82,12 @@ class Api:
         self.checking, self.checked = asyncio.Lock(), float("-inf")
 
     async def chat(self, http: HttpRequest) -> HttpResponse:
-        self._authorize(http, "predict")
+        key = self._authorize(http, "predict")
         body = await self._body(http)
         chat, request = await run_in_threadpool(
             parse, body, self.name, self.limits, max_tokens=self.max_tokens
         )  # fmt: skip
+        request = replace(request, caller=request.caller or key)
         if chat.stream:
             usage = chat.stream_options is not None and chat.stream_options.include_usage
             return await self._stream(request, with_usage=usage)
@@ -148,7 +155,8 @@ class Api:
         self._authorize(http, "admin")
         waiting, running = self.backend.queued()
         live = self.backend.models()[:1]
-        text = self.metrics.text(version=live[0][0] if live else 0, waiting=waiting, running=running)
+        number = live[0][0] if live else 0
+        text = self.metrics.text(version=number, waiting=waiting, running=running, tried=self.backend.tried())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def health(self, http: HttpRequest) -> HttpResponse:
@@ -161,8 +169,8 @@ class Api:
                 self.checked = time.monotonic()
         return JSONResponse({"status": "ok", "version": live[0][0], "digest": live[0][1]})
 
-    def _authorize(self, http: HttpRequest, scope: str) -> None:
-        self.keys.check(http.headers.get("authorization"), scope)
+    def _authorize(self, http: HttpRequest, scope: str) -> str:
+        return self.keys.check(http.headers.get("authorization"), scope)
 
     async def _body(self, http: HttpRequest) -> bytes:
         """The body, refused as soon as it is known to be too long."""

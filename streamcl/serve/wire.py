@@ -68,6 +68,7 @@ class ChatRequest(_Wire):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    """While a candidate is on trial, one user is answered by one version."""
     n: Literal[1] | None = None
     top_p: float | None = Field(None, ge=1, le=1)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
@@ -85,7 +86,9 @@ class ChatRequest(_Wire):
         if wanted > max_tokens:
             raise BadSample(f"max_tokens is {wanted}; at most {max_tokens} are allowed")
         images = tuple(_image(url, f"image {index}", limits) for index, url in enumerate(urls))
-        return Request(messages, images, wanted, self.temperature or 0.0, self.seed or 0, tuple(stop), version)
+        return Request(
+            messages, images, wanted, self.temperature or 0.0, self.seed or 0, tuple(stop), version, self.user or ""
+        )
 
 
 def _message(message: ChatMessage) -> Message:

@@ -70,6 +70,9 @@ class Recorded:
     def queued(self) -> tuple[int, int]:
         return 2, 5
 
+    def tried(self) -> Mapping[str, Mapping[str, float]]:
+        return {"canary_total": {'result="sent"': 3}}
+
 
 def client_of(backend: Recorded, **settings: Any) -> TestClient:
     return TestClient(build_app(backend, "octo", **settings), raise_server_exceptions=False)
@@ -118,7 +121,7 @@ def test_a_request_reaches_the_engine_whole(client: TestClient, engine_call: Rec
                 Message("assistant", (Part("text", "a fox"),)),
                 Message("user", (Part("text", "Sure?"),)),
             ),
-            (image,), max_tokens=9, temperature=0.5, seed=4, stop=("\n",),
+            (image,), max_tokens=9, temperature=0.5, seed=4, stop=("\n",), caller="me",
         )
     ]  # fmt: skip
 
@@ -309,8 +312,9 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
     assert lines['streamcl_answer_seconds_count{replica="0"}'] == 2
     assert lines['streamcl_tokens_total{replica="0",kind="completion"}'] == 6
     assert lines['streamcl_version{replica="0"}'] == 7
+    assert lines['streamcl_canary_total{replica="0",result="sent"}'] == 3
     assert (lines['streamcl_waiting{replica="0"}'], lines['streamcl_running{replica="0"}']) == (2, 5)
-    assert text.count("# TYPE") == len({line for line in text.splitlines() if line.startswith("# TYPE")}) == 7
+    assert text.count("# TYPE") == len({line for line in text.splitlines() if line.startswith("# TYPE")}) == 8
 
 
 @pytest.mark.parametrize("stream", [False, True])
