@@ -178,7 +178,8 @@ def test_imports_point_one_way(package: Package) -> None:
 
 
 def test_only_the_cluster_imports_ray(package: Package) -> None:
-    assert not (offenders := misplaced(package, {"ray"}, ("cluster/",))), listed(offenders)
+    places = ("cluster/", "bench/scale_cluster.py")  # the latter starts nodes to run on
+    assert not (offenders := misplaced(package, {"ray"}, places)), listed(offenders)
 
 
 def test_few_places_import_transformers_or_peft(package: Package) -> None:

@@ -21,6 +21,7 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.worker import OnStep, Worker
@@ -134,7 +135,8 @@ class Trainer:
     def __init__(self, config: Config, memory: Shards, name: str) -> None:
         """`name`: unique for this start of the learner; Ray Train resumes a run whose name it has met."""
         self.config, self.memory, self.name = config, memory, name
-        self.desk = DeskActor.remote(config.train.idle_s)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.desk = DeskActor.options(scheduling_strategy=here).remote(config.train.idle_s)  # it dies with us alone
         self.runs = 0
         self.most = config.train.workers if isinstance(config.train.workers, int) else config.train.workers[1]
         self.thread: threading.Thread | None = None
