@@ -47,12 +47,12 @@ def main() -> None:
     options = parser.parse_args()
     chosen = {"nodes": options.run or list(scale_nodes.RUNS), "overhead": options.set or [], "weak": []}
     say, file = Console(stderr=True), RESULTS / "scale.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
     for part in options.part or PARTS:
-        rows = merged(rows, PARTS[part].measure(say, chosen[part]))
+        found = PARTS[part].measure(say, chosen[part])
+        rows = merged(json.loads(file.read_text())["rows"] if file.exists() else [], found)
         save("scale", about(seeds=[0]), rows=rows, claims=claims(rows))
-    for claim in claims(rows):
-        say.print(f"{claim.id} {'holds' if claim.holds else 'MISSED'}: {claim.value}")
+        for claim in claims(rows):
+            say.print(f"{claim.id} {'holds' if claim.holds else 'MISSED'}: {claim.value}")
 
 
 if __name__ == "__main__":

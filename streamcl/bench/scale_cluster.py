@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
 
 def main() -> None:
-    cluster, nodes = Cluster(), []
+    cluster, nodes = Cluster(), list[Any]()
     for line in sys.stdin:
         verb, _, rest = line.strip().partition(" ")
-        answer = {}
+        answer: dict[str, Any] = {}
         if verb == "add":
             nodes.append(cluster.add_node(**json.loads(rest)))
             raylet = nodes[-1].all_processes["raylet"][0].process

@@ -146,7 +146,8 @@ def _raylet(root: int) -> int:
         for process in psutil.Process(root).children(recursive=True):
             if process.name() == "raylet":
                 time.sleep(2.0)
-                return process.pid
+                found: int = process.pid
+                return found
         time.sleep(0.1)
     raise RuntimeError("the node has no raylet")
 

@@ -1,0 +1,37 @@
+"""Several nodes of real Ray on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from streamcl.bench.shards import config
+from streamcl.cluster.memory import Shards
+from streamcl.cluster.trainer import Trainer
+
+
+@pytest.mark.slow
+def test_the_desk_lives_on_the_drivers_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that takes nothing goes to any node; the run would end with that node."""
+    with tempfile.TemporaryDirectory(prefix="scl-") as short:
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=4)
+            ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+            settings, memory = config(tmp_path, shards=1), Shards(str(tmp_path), 0, run="x")
+            desks = [Trainer(settings, memory, name=f"run-{number}").desk for number in range(4)]
+            where = ray.get([desk.__ray_call__.remote(lambda desk: _node()) for desk in desks])
+            assert where == [_node()] * 4
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def _node() -> str:
+    return ray.get_runtime_context().get_node_id()
