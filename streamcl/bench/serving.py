@@ -18,7 +18,7 @@ from streamcl.bench.serving_swaps import swaps
 COMMAND = "python -m streamcl.bench.serving"
 PARTS: dict[str, Callable[[], tuple[list[dict[str, Any]], list[Claim]]]] = {
     "swaps": lambda: swaps(5, quiet_s=20.0, swapping_s=41.0),
-    "speed": lambda: speed(seconds=4.0, rounds=3),
+    "speed": lambda: speed(seconds=4.0, rounds=2),
     "clients": clients,
 }
 """About eight minutes, four, and one."""
