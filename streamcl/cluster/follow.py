@@ -73,7 +73,7 @@ class Follower:
             return
         try:
             self.prepare(number)
-        except (OSError, StreamclError) as error:  # it does not answer, and requests that it misses are counted
+        except (OSError, RuntimeError, StreamclError) as error:  # torch's too: requests that it misses are counted
             self.failed = (number, self.clock())
             log.warning("candidate v%d cannot answer, the live version does: %s", number, error)
             return
