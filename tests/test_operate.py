@@ -16,7 +16,7 @@ from streamcl.operate import Run, go_back, make_live, purge
 from streamcl.registry import requests
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
-from streamcl.registry.versions import Registry
+from streamcl.registry.versions import CANDIDATE, Registry
 from streamcl.store import snapshot
 
 
@@ -79,7 +79,11 @@ def test_a_purge_drops_the_rows_keeps_the_thresholds_and_names_what_is_tainted(r
     before = replayed()
     source = str(before[0].rows.source[0])
     held = sum(int((part.rows.source == source).sum()) for part in before)
+    run.log.acquire("test")
+    run.registry.promote(1, CANDIDATE, "not sure")
     said, stained, clean = purge(run, source, why="poisoned")
+    assert CANDIDATE not in run.registry.aliases(), "a trial ends: the candidate may have been trained on these rows"
+    assert run.registry.resolve(CANDIDATE) is None
     assert said == f"{held} rows of {source!r} dropped from replay"
     after = replayed()
     assert not any((part.rows.source == source).any() for part in after)

@@ -182,7 +182,8 @@ class Registry(Published):
             return None  # a torn or forged pointer: the log is asked instead
         moved = record.alias or {}
         same = (moved.get("name"), moved.get("alias"), _number(record)) == (self.name, alias, pointer.get("number"))
-        return record if same and moved["version"]["digest"] == pointer.get("digest") else None
+        there = moved.get("version") or {}  # a withdrawal has none
+        return record if same and there.get("digest", "") == pointer.get("digest") else None
 
 
 def _number(record: Record | None) -> int | None:

@@ -75,6 +75,9 @@ def test_a_trial_ends_when_the_live_version_moves_or_the_candidate_is_withdrawn(
     scene.registry.withdraw(CANDIDATE, "its source was purged")
     assert (scene.follow(), scene.answered_by()) == (3, 3)
     assert scene.registry.aliases().keys() == {"live"}
+    withdrawal = next(record.n for record in scene.registry.log.back() if record.kind == "alias")
+    scene.store.put(f"aliases/{CANDIDATE}.json", f'{{"n": {withdrawal}}}'.encode())
+    assert scene.follow() == 3, "a forged pointer to a withdrawal names nobody"
 
 
 def test_a_candidate_that_cannot_be_read_does_not_answer_until_it_can(scene: Scene) -> None:
