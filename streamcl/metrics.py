@@ -29,7 +29,7 @@ DEFINITIONS = {
 def summarize(
     a_TC: Matrix, *, learned: Sequence[int] | None = None, zero_shot: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """Every metric of a matrix [tasks, columns]; FWT with `zero_shot` only, BWT and forgetting from two tasks on."""
+    """Every metric of a matrix [tasks, columns]; FWT with `zero_shot` only, BWT once a task has a later column."""
     tasks = len(a_TC)
     learned = learned if learned is not None else range(tasks)
     imd = np.array([a_TC[i, t] for i, t in enumerate(learned)])
@@ -42,8 +42,8 @@ def summarize(
         "avg": np.mean([row.mean() for row in later]),
         "maa": np.mean([a_TC[rows, t].mean() for t, rows in enumerate(met) if rows]),
     }
-    if tasks > 1:
-        old = [i for i in range(tasks) if learned[i] < a_TC.shape[1] - 1]
+    old = [i for i in range(tasks) if learned[i] < a_TC.shape[1] - 1]
+    if tasks > 1 and old:
         values["bwt"] = (last - imd)[old].mean()
         values["bwt_octopus"] = (last - imd).mean()
         values["forgetting"] = np.mean([later[i].max() - last[i] for i in old])
