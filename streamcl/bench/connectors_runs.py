@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from streamcl.bench.report import Claim
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.store import snapshot
-from streamcl.testing import kill_tree
+from streamcl.testing import free_port, kill_tree
 from streamcl.testing.broker import Broker, broker
 
 COMMAND = "python -m streamcl.bench.connectors"
@@ -32,13 +31,6 @@ TRAIN, TEST = 150, 10
 LONGEST_S = 900.0
 Rows = list[dict[str, Any]]
 Result = dict[str, Any]
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -110,7 +102,7 @@ def tailed(folder: Path, rows: Rows) -> Result:
     data = folder / "data"
     data.mkdir()
     third = len(rows) // 3
-    with started(folder, {"kind": "files", "path": str(data), "tail": True}, _port()) as process:
+    with started(folder, {"kind": "files", "path": str(data), "tail": True}, free_port()) as process:
         (data / "a.jsonl").write_bytes(streams.lines(rows[:third]))
         time.sleep(20)
         packed = streams.lines(rows[third : 2 * third])
@@ -130,7 +122,7 @@ def kafka(folder: Path, rows: Rows) -> Result:
     with broker(folder / "broker") as running:
         _produce(running, rows)
         source = {"kind": "kafka", "brokers": running.hosts, "topics": ["quickstart"]}
-        with started(folder, source, _port()) as process:
+        with started(folder, source, free_port()) as process:
             return finished(process, folder, endless=len(rows))
 
 
@@ -143,7 +135,7 @@ def _produce(running: Broker, rows: Rows) -> None:
 
 def push(folder: Path, rows: Rows) -> Result:
     """Posted in batches of 25 to the run's endpoint, which refuses what has no sample's structure at once."""
-    port, rejected = _port(), 0
+    port, rejected = free_port(), 0
     with started(folder, {"kind": "push"}, port) as process, httpx.Client(timeout=60.0) as client:
         for start in range(0, len(rows), 25):
             samples = [streams.as_json(row) for row in rows[start : start + 25]]
@@ -193,7 +185,7 @@ def measure(name: str, kept: Path) -> Result:
 
 def _written(name: str, folder: Path, rows: Rows) -> Result:
     (folder / "data").mkdir()
-    with started(folder, streams.WRITTEN[name](folder / "data", rows), _port()) as process:
+    with started(folder, streams.WRITTEN[name](folder / "data", rows), free_port()) as process:
         return finished(process, folder)
 
 

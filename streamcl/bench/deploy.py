@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,12 +23,12 @@ import httpx
 import yaml
 from rich.console import Console
 
-from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.report import Claim, about, save, saved
 from streamcl.cluster.metrics import exporters
 from streamcl.config import load
 from streamcl.learner import Learner
 from streamcl.run import run_to_the_end
-from streamcl.testing import dashboard
+from streamcl.testing import dashboard, free_port
 from streamcl.testing.manifests import render
 from streamcl.testing.scrape import Scraper
 from streamcl.testing.typos import TYPOS, checked, misspelt, planted, wrongs
@@ -160,13 +159,6 @@ def prometheus(folder: Path) -> Iterator[Any]:
             process.terminate()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def claims(rows: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     """8.2 and 8.6, as far as they were measured."""
     found = []
@@ -203,8 +195,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure anew; all without any")
     parts = parser.parse_args().parts or PARTS
     say = Console(stderr=True)
-    file = RESULTS / "deploy.json"
-    rows = {row["part"]: row for row in json.loads(file.read_text())["rows"]} if file.exists() else {}
+    rows = {row["part"]: row for row in saved("deploy")["rows"]}
     for part in parts:
         rows[part] = {"manifests": manifests, "metrics": metrics}[part](say)
         save("deploy", about(seeds=[0]), rows=[*rows.values()], claims=claims(rows))

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from streamcl.bench import gate_served
 from streamcl.bench.gate_decisions import CHAINS, Bench, chain
-from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.report import Claim, about, save, saved
 
 COMMAND = "python -m streamcl.bench.gate"
 Row = dict[str, Any]
@@ -105,9 +105,8 @@ def main() -> None:
     )
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="what to measure; all without")
     for part in parser.parse_args().part or PARTS:
-        path = RESULTS / "gate.json"
-        old = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows = [row for row in old if row["part"] != part] + [{"part": part, **row} for row in PARTS[part]()]
+        others = [row for row in saved("gate")["rows"] if row["part"] != part]
+        rows = others + [{"part": part, **row} for row in PARTS[part]()]
         found = claims(rows)
         save("gate", about(seeds=range(CHAINS)), rows=rows, claims=found)
         for claim in found:

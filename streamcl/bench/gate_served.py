@@ -24,14 +24,14 @@ import psutil
 import yaml
 
 from streamcl import config as configuration
-from streamcl.bench.reliability_client import PATIENT, Client, free_port, head, questions, write_run
+from streamcl.bench.reliability_client import PATIENT, Client, head, questions, write_run
 from streamcl.learner import resolve
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.registry.versions import Registry
 from streamcl.sections import Config
 from streamcl.serve.client import Asked
-from streamcl.testing import kill_tree
+from streamcl.testing import free_port, kill_tree
 
 VICTIMS = {"replica": "ray::ServeReplica:streamcl", "controller": "ray::ServeController", "proxy": "ray::ProxyActor"}
 WAIT_S = 300.0

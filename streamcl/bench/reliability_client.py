@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from streamcl import zoo
 from streamcl.sections import Config
 from streamcl.serve.client import Asked, ask
 from streamcl.stream import Files
-from streamcl.testing import kill_tree
+from streamcl.testing import free_port, kill_tree
 from streamcl.types import Sample, from_batch
 
 TASKS = ("animals", "maps")
@@ -54,13 +53,6 @@ def write_run(folder: Path, *, address: str, port: int) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -20,13 +20,13 @@ from typing import Any
 import psutil
 
 from streamcl import config as configuration
-from streamcl.bench.reliability_client import PATIENT, Client, free_port, head, questions, write_run
+from streamcl.bench.reliability_client import PATIENT, Client, head, questions, write_run
 from streamcl.bench.reliability_state import Ending, Violation, different, ending
 from streamcl.learner import resolve
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
 from streamcl.sections import Config
-from streamcl.testing import kill_tree
+from streamcl.testing import free_port, kill_tree
 
 VICTIMS = {
     "driver": "streamcl.cli run",

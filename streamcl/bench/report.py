@@ -72,6 +72,13 @@ def save(name: str, about: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any
     return path
 
 
+def saved(name: str) -> dict[str, Any]:
+    """What `save` wrote last; without rows and claims where it never did."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": [], "claims": []}
+    return found
+
+
 def table(name: str) -> str:
     """The claims of one result as a Markdown table, with the machine and the day below it."""
     result = json.loads((RESULTS / f"{name}.json").read_text())

@@ -11,13 +11,12 @@ Parts are kept, and the runs of `nodes` one by one (`--run`): what is measured a
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from rich.console import Console
 
 from streamcl.bench import scale_nodes, scale_overhead, scale_weak
-from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.report import Claim, about, save, saved
 
 COMMAND = "python -m streamcl.bench.scale"
 PARTS = {"nodes": scale_nodes, "overhead": scale_overhead, "weak": scale_weak}
@@ -46,10 +45,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="of overhead: what to run otherwise")
     options = parser.parse_args()
     chosen = {"nodes": options.run or list(scale_nodes.RUNS), "overhead": options.set or [], "weak": []}
-    say, file = Console(stderr=True), RESULTS / "scale.json"
+    say = Console(stderr=True)
     for part in options.part or PARTS:
         found = PARTS[part].measure(say, chosen[part])
-        rows = merged(json.loads(file.read_text())["rows"] if file.exists() else [], found)
+        rows = merged(saved("scale")["rows"], found)
         save("scale", about(seeds=[0]), rows=rows, claims=claims(rows))
         for claim in claims(rows):
             say.print(f"{claim.id} {'holds' if claim.holds else 'MISSED'}: {claim.value}")

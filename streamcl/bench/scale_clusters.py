@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import psutil
 
-from streamcl.bench.reliability_client import PATIENT, free_port
-from streamcl.testing import kill_tree
+from streamcl.bench.reliability_client import PATIENT
+from streamcl.testing import free_port, kill_tree
 
 BRIDGE, NET = "streamcl0", "10.77.0"
 STORE_BYTES = 200_000_000

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from streamcl import config as configuration
 from streamcl.bench.quickstart import YAML
-from streamcl.bench.reliability_client import PATIENT, free_port
+from streamcl.bench.reliability_client import PATIENT
 from streamcl.bench.reliability_state import Ending, ending
 from streamcl.bench.report import Claim
 from streamcl.bench.scale_clusters import Cluster, Shape, local, spaced
@@ -31,7 +31,7 @@ from streamcl.learner import resolve
 from streamcl.registry.backends import sha256
 from streamcl.registry.log import Log
 from streamcl.registry.stores import open_store
-from streamcl.testing import kill_tree
+from streamcl.testing import free_port, kill_tree
 
 SMALL = "zoo:stream?tasks=digits,animals&train=200&test=40"
 OVERRIDES = (

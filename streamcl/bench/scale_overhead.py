@@ -23,7 +23,6 @@ from rich.console import Console
 
 from streamcl import config as configuration
 from streamcl.bench.quickstart import YAML, finish, run
-from streamcl.bench.reliability_client import free_port
 from streamcl.bench.report import Claim
 from streamcl.cluster.memory import Shards
 from streamcl.cluster.runtime import start_ray, stop_ray
@@ -36,6 +35,7 @@ from streamcl.registry.record import Record
 from streamcl.registry.stores import open_store
 from streamcl.sections import Config, EvaluateConfig
 from streamcl.store.memory import TaskMemory
+from streamcl.testing import free_port
 from streamcl.types import Refs, Rows, Window
 
 BAR = 1.15

@@ -6,11 +6,10 @@ python -m streamcl.bench.serving [swaps | speed | clients]
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
-from streamcl.bench.report import RESULTS, Claim, about, save
+from streamcl.bench.report import Claim, about, save, saved
 from streamcl.bench.serving_clients import clients
 from streamcl.bench.serving_speed import speed
 from streamcl.bench.serving_swaps import swaps
@@ -26,8 +25,7 @@ PARTS: dict[str, Callable[[], tuple[list[dict[str, Any]], list[Claim]]]] = {
 
 def keep(rows: list[dict[str, Any]], claims: list[Claim]) -> None:
     """Writes what was measured in place of what was measured before of the same parts and claims."""
-    path = RESULTS / "serving.json"
-    old = json.loads(path.read_text()) if path.exists() else {"rows": [], "claims": []}
+    old = saved("serving")
     parts, ids = {row["part"] for row in rows}, {claim.id for claim in claims}
     kept = [Claim(**claim) for claim in old["claims"] if claim["id"] not in ids]
     everything = sorted([*kept, *claims], key=lambda claim: claim.id)

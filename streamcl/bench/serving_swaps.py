@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from streamcl.bench.reliability_client import PATIENT, free_port
+from streamcl.bench.reliability_client import PATIENT
 from streamcl.bench.report import Claim
 from streamcl.learner import resolve
 from streamcl.registry.log import Log
@@ -31,6 +31,7 @@ from streamcl.sections import Config, ServeConfig, StoreConfig
 from streamcl.serve.client import body
 from streamcl.serve.engine import Engine, Request
 from streamcl.stream import Files
+from streamcl.testing import free_port
 from streamcl.train.model import ModelConfig, base_digest, fresh, grow, load_base, params_of, to_bytes, to_files
 from streamcl.types import Sample, from_batch
 from streamcl.zoo import load_task

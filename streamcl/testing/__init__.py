@@ -1,9 +1,10 @@
-"""Parts for tests and benches: a source made of lists, and the end of a process tree."""
+"""Parts for tests and benches: a source made of lists, a free port, and the end of a process tree."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,6 +49,14 @@ class ListReader:
         self.position += len(rows)
         good = [row for row in rows if isinstance(row, Sample)]
         return Polled(to_batch(good), tuple(row for row in rows if isinstance(row, DeadLetter)))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def kill_tree(pid: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-import socket
 import subprocess
 import time
 import uuid
@@ -15,6 +14,8 @@ from typing import Any
 from confluent_kafka import KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
+from streamcl.testing import free_port
+
 START_S = 20.0
 SAVED_S = 30.0
 
@@ -23,7 +24,7 @@ class Broker:
     """noida-db on a free port of this machine, its data in a folder. Mutable: the process."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, free_port()
         self.hosts = f"127.0.0.1:{self.port}"
         self.options: dict[str, Any] = {"bootstrap.servers": self.hosts, "log_level": 0}
         self.process: subprocess.Popen[bytes] | None = None
@@ -106,10 +107,3 @@ def broker(folder: Path) -> Iterator[Broker]:
     finally:
         if running.process is not None:
             running.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +15,9 @@ import yaml
 from PIL import Image
 
 from streamcl import zoo
+from streamcl.testing import free_port
 
 TASKS = ("animals", "maps")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def settings(folder: Path, *, train: int, **sections: Any) -> dict[str, Any]:

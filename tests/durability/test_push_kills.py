@@ -8,7 +8,7 @@ import pytest
 
 from streamcl.bench.push import WRONG, killed
 from streamcl.bench.push_clients import Process
-from streamcl.bench.reliability_client import free_port
+from streamcl.testing import free_port
 
 
 @pytest.mark.chaos

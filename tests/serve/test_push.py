@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from streamcl.serve.keys import Keys
 from streamcl.serve.push import Samples, derived, known, push_app
 from streamcl.serve.quota import BURST_S, PushConfig
 from streamcl.stream import Push
+from streamcl.testing import free_port
 from streamcl.types import Sample, from_batch
 
 
@@ -285,13 +285,6 @@ def test_no_request_that_the_schema_allows_breaks_the_route(tmp_path: Path) -> N
 
 
 # -- a real process ----------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
