@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,10 @@ ROWS = 16
 STAGES = ("load", "train", "score")
 KINDS = {
     "ray::RayTrainWorker": "training worker", "ray::Ingest": "ingest", "ray::ServeReplica": "replica",
-    "streamcl.cli": "driver", "ray::": "other actors", "gcs_server": "ray itself", "raylet": "ray itself",
+    "ray::ServeController": "serve", "ray::ProxyActor": "serve", "ray::TrainController": "train controller",
+    "ray::IDLE": "idle workers", "streamcl.cli": "driver", "ray::": "other actors",
 }  # fmt: skip
-"""What a process is counted as, by what it calls itself; the first that fits."""
+"""What a process is counted as, by what it calls itself; the first that fits, else "ray itself"."""
 
 
 class Clock(threading.Thread):
@@ -57,7 +59,7 @@ class Clock(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(name="clock", daemon=True)
         self.root, self.ended = psutil.Process(pid), threading.Event()
-        self.seen: list[tuple[float, dict[str, float]]] = []
+        self.seen: list[tuple[float, Mapping[str, float]]] = []
         self.last: dict[int, tuple[str, float]] = {}
 
     def run(self) -> None:
@@ -72,7 +74,7 @@ class Clock(threading.Thread):
                     self.last[process.pid] = (kind(" ".join(process.cmdline())), used.user + used.system)
                 except (psutil.NoSuchProcess, psutil.ZombieProcess):
                     continue
-            total = dict.fromkeys(KINDS.values(), 0.0)
+            total: dict[str, float] = defaultdict(float)
             for name, seconds in self.last.values():
                 total[name] += seconds
             self.seen.append((time.time(), total))
@@ -81,7 +83,8 @@ class Clock(threading.Thread):
         """Processor seconds by kind between two times."""
         first = next(total for at, total in self.seen if at >= began)
         last = [total for at, total in self.seen if at <= ended][-1]
-        return {name: round(last[name] - first[name], 1) for name in last if last[name] - first[name] > 0.5}
+        spent = {name: last[name] - first.get(name, 0.0) for name in last}
+        return {name: round(seconds, 1) for name, seconds in spent.items() if seconds > 0.5}
 
 
 def kind(command: str) -> str:

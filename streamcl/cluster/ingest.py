@@ -7,6 +7,7 @@ answers in the order in which it asked. So batches, their order and their conten
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,8 @@ from streamcl.train.batch import Encoder
 from streamcl.train.model import load_base
 from streamcl.types import DeadLetter
 
+NICE = 10
+"""How far reading stands back, on a node that it shares, behind training and answering."""
 QUIET_S = 0.2
 """How long a pull waits where the source has nothing now."""
 
@@ -54,6 +57,7 @@ class Ingest:
 
     def __init__(self, config: Config, positions: Mapping[str, int], key: bytes) -> None:
         torch.set_num_threads(1)
+        os.nice(NICE)
         self.config, self.start = config, positions
         self.store = open_store(config.store.path)
         self.reservoir = Reservoir(1, key=key, heldout=config.replay.heldout)

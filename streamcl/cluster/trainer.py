@@ -266,16 +266,18 @@ class Released(Exception):
 def _reporter(desk: Any, window: int, world: World) -> OnStep:
     """Tells the desk about steps, at most twice a second, from rank 0. What it answers, every rank hears.
 
-    Raises Released, on all ranks after the same step: otherwise some would wait for the others' gradients.
+    An answer is read when the desk is told again: no step waits for it. Raises Released, on all ranks after the same
+    step: otherwise some would wait for the others' gradients.
     """
-    told = 0.0
+    told, answer = 0.0, ray.put(False)
 
     def report(step: int, steps: int, log: StepLog) -> None:
-        nonlocal told
+        nonlocal told, answer
         leave = torch.zeros(1, dtype=torch.int32)
         if world.rank == 0 and time.monotonic() - told > 0.5:
             told = time.monotonic()
-            leave += int(ray.get(desk.advance.remote(Progress(window, step, steps, log.loss))))
+            leave += int(ray.get(answer))
+            answer = desk.advance.remote(Progress(window, step, steps, log.loss))
         if world.size > 1:
             leave = leave.to(ray.train.torch.get_device())
             torch.distributed.broadcast(leave, 0)

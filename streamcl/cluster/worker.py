@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from streamcl.cluster import media
 from streamcl.events import TrainResult
@@ -80,6 +82,8 @@ class Worker:
         self.log = Log(self.store)
         self.registry = Registry(self.log, config.name)
         self.tests = self._tests() if config.evaluate.path and self.scoring else None
+        self.latest: tuple[Params, Mapping[str, bool]] = {}, {}
+        """The adapter trained last, and which held-out rows it answers right, by id."""
 
     def run(self, window: Window, on_step: OnStep = lambda step, steps, log: None) -> TrainResult | None:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
@@ -103,6 +107,7 @@ class Worker:
         adapter = self.log.put_object("adapter", weights, "safetensors")
         kept = window.memory if trained.memory is memory else self.memory.write(trained.memory)
         evidence = self._evidence(stood, stands, base, trained)
+        self.latest = trained.served, _by_id(stands.ids, stands.heldout)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
         before = stood.scores if window.base == 0 else {}
@@ -121,10 +126,18 @@ class Worker:
             return Marked()
         sets = {task: media.read(self.store, rows) for task, rows in window.heldout.items()}
         ids = {task: [row.id for row in rows] for task, rows in sets.items() if rows}
+        known = self.latest[1] if served and _equal(served, self.latest[0]) else {}
         with self.learning.serving(served) if served else nullcontext():
-            heldout = marks(self.learning.model, sets, pad_id=self.pad_id) if self._looks_at_heldout(tests) else {}
+            heldout = self._heldout(sets, known) if self._looks_at_heldout(tests) else {}
             scored = marks(self.learning.model, self.tests, pad_id=self.pad_id) if self.tests and tests else heldout
         return Marked(ids, heldout, accuracy(scored))
+
+    def _heldout(self, sets: Mapping[str, Sequence[Row]], known: Mapping[str, bool]) -> dict[str, Flags]:
+        """Which held-out rows the model answers right; what is known is not asked again."""
+        new = {task: [row for row in rows if row.id not in known] for task, rows in sets.items()}
+        found = marks(self.learning.model, new, pad_id=self.pad_id)
+        flags = {**known, **_by_id({task: [row.id for row in rows] for task, rows in new.items()}, found)}
+        return {task: np.array([flags[row.id] for row in rows], np.bool_) for task, rows in sets.items() if rows}
 
     def _looks_at_heldout(self, tests: bool) -> bool:
         """The gate compares held-out rows; without test files, they are the scores as well."""
@@ -156,3 +169,12 @@ class Worker:
             rows: pa.RecordBatch = self.encoder.encode(polled.batch).batch if polled else None
             sets[partition.rsplit("/", 1)[-1].split(".", 1)[0]] = to_rows(rows) if polled else []
         return sets
+
+
+def _by_id(ids: Mapping[str, Sequence[str]], flags: Mapping[str, Flags]) -> dict[str, bool]:
+    """The flags of all tasks, by id of the row."""
+    return {id: flag for task, hits in flags.items() for id, flag in zip(ids[task], hits.tolist(), strict=True)}
+
+
+def _equal(one: Params, other: Params) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

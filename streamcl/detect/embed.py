@@ -15,12 +15,13 @@ from torch import Tensor
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def embed(image_C: Array, prompt_ids: Sequence[int], table_VE: Array) -> Array:
+def embed(image_C: Array, prompt_ids: Sequence[int], table_VE: Array, *, spread: float) -> Array:
     """The embedding [C + E] of one sample, float32.
 
-    `image_C`: of `channels_of`, or zeros for a sample without an image. `table_VE`: the model's token embeddings.
+    `image_C`: of `channels_of`, or zeros for a sample without an image. `table_VE`: the model's token embeddings, whose
+    standard deviation is `spread`, > 0.
     """
-    text_E = table_VE[np.asarray(prompt_ids)].mean(axis=0) / max(float(table_VE.std()), 1e-8)
+    text_E = table_VE[np.asarray(prompt_ids)].mean(axis=0) / spread
     return np.concatenate([image_C, text_E]).astype(np.float32)
 
 

@@ -79,6 +79,7 @@ class Encoder:
         self.base, self.chunk = base, chunk
         self.tokenizer = base.processor.tokenizer
         self.table_VE = base.model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        self.spread = max(float(self.table_VE.std()), 1e-8)
         tower = getattr(base.model.model, "vision_tower", None)
         self.tower = tower if isinstance(tower, CachedTower) else None
 
@@ -114,7 +115,7 @@ class Encoder:
             prompt, tensors = one
             features = tensors.get("pixel_values")
             image_C = np.zeros(self.channels, np.float32) if features is None else channels_of(features)
-            embedding = embed(image_C, prompt, self.table_VE)
+            embedding = embed(image_C, prompt, self.table_VE, spread=self.spread)
             row = {"prompt_ids": prompt, "answer_ids": self._answer(sample), "inputs": save_safetensors(tensors)}
             found.append((row, embedding) if np.isfinite(embedding).all() else "its features hold NaN or infinity")
         return found
