@@ -98,7 +98,7 @@ def settle(store: CommitStore, key: str, data: bytes, *, backoff: Callable[[int]
 
 
 class LocalStore:
-    """A folder on a disk with hard links.
+    """A folder on a disk with hard links, made by the first write. If it vanishes later, writes fail.
 
     For tests: `reached` is called with the name of each step, to die there; `sync` makes a file or folder, given as a
     descriptor, outlive a power cut.
@@ -114,6 +114,7 @@ class LocalStore:
         self.root = Path(root).absolute()
         self.reached = reached
         self.sync = sync
+        self.met = self.root.is_dir()
 
     def put_if_absent(self, key: str, data: bytes) -> Outcome:
         outcome: Outcome = "created"
@@ -174,6 +175,7 @@ class LocalStore:
         try:
             self._make_folder(tmp.parent)
             self._make_folder(target.parent)
+            self.met = True
             with open(tmp, "wb") as file:
                 self.reached("opened")
                 file.write(data)
@@ -191,6 +193,8 @@ class LocalStore:
     def _make_folder(self, folder: Path) -> None:
         """Create `folder` and its parents so that they outlive a power cut."""
         if not folder.is_dir():
+            if folder == self.root and self.met:  # made anew, it would begin a second history beside the first
+                raise FileNotFoundError("the folder was there and is gone; is its disk mounted?")
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
             self._sync(folder.parent)

@@ -199,3 +199,18 @@ def test_settle_tries_the_same_bytes_and_gives_up_with_an_error() -> None:
         settle(store, "commits/1", b"x", backoff=waits.append)
     assert store.asked == [("commits/1", b"x")] * TRIES
     assert waits == list(range(TRIES))
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
+    """An unmounted disk: what is written into a new folder of that name would be a second history."""
+    folder, aside = tmp_path / "store", tmp_path / "aside"
+    first, second = LocalStore(folder), LocalStore(folder)
+    first.put("a", b"1")
+    folder.rename(aside)
+    assert first.get("a") is None
+    with pytest.raises(StoreError, match="is its disk mounted"):
+        first.put_if_absent("b", b"2")
+    assert not folder.exists()
+    aside.rename(folder)
+    assert first.put_if_absent("b", b"2") == "created"
+    assert second.get("b") == b"2"
