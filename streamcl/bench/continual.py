@@ -73,8 +73,6 @@ ABLATIONS = [
     Entry("dgg, no Bernoulli", "dgg", {**REPLAY, "alpha": 1.0}),
     Entry("fwd_prompt, no projection", "fwd_prompt", {"projection": "none"}, PROMPTS),
     Entry("fwd_prompt, residual", "fwd_prompt", {"projection": "residual"}, PROMPTS),
-    Entry("hifgo, chained", "hifgo", {"chain": True, "norm": 0.3}),
-    Entry("hifgo, dagger", "hifgo", {"dagger": True}),
 ]
 CELLS = (("a", 0), ("b", 1), ("a", 2), ("b", 0))
 """Order and seed of each cell of a line."""
@@ -84,8 +82,8 @@ Job = tuple[Entry, Cell]
 def jobs(*, quick: bool, ablations: bool) -> list[Job]:
     """The cells of a form: two of every line before the third of any, so that an interrupted bench has whole tables."""
     lines = [MAIN] if quick or not ablations else [MAIN, ABLATIONS]
-    halves = [CELLS[:1]] if quick else [CELLS[:2], CELLS[2:]]
-    return [(line, line.cell(*at)) for half in halves for part in lines for at in half for line in part]
+    rounds = [CELLS[:1]] if quick else [CELLS[:2], CELLS[2:3], CELLS[3:]]
+    return [(line, line.cell(*at)) for some in rounds for part in lines for at in some for line in part]
 
 
 def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:

@@ -76,7 +76,7 @@ class Cell:
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
-TRAIN: Mapping[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 2e-3, "precision": "bfloat16", "probe_rows": 64}
+TRAIN: Mapping[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 2e-3, "precision": "bfloat16", "probe_rows": 64}
 PROMPTS: Mapping[str, Any] = {"lr": 0.05}
 """What differs for prompts, which learn at other rates than weights."""
 

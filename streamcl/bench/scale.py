@@ -43,12 +43,16 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="what to measure anew; all without any")
     parser.add_argument("--run", action="append", choices=scale_nodes.RUNS, help="of nodes: these runs alone")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="of overhead: what to run otherwise")
+    parser.add_argument("--more", action="store_true", help="of overhead: another run beside those that there are")
     options = parser.parse_args()
     chosen = {"nodes": options.run or list(scale_nodes.RUNS), "overhead": options.set or [], "weak": []}
     say = Console(stderr=True)
     for part in options.part or PARTS:
         found = PARTS[part].measure(say, chosen[part])
-        rows = merged(saved("scale")["rows"], found)
+        known = saved("scale")["rows"]
+        if options.more:
+            found = [*(row for row in known if row["part"] == part == "overhead"), *found]
+        rows = merged(known, found)
         save("scale", about(seeds=[0]), rows=rows, claims=claims(rows))
         for claim in claims(rows):
             say.print(f"{claim.id} {'holds' if claim.holds else 'MISSED'}: {claim.value}")

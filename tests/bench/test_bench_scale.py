@@ -41,12 +41,14 @@ def test_the_steady_part_is_cut_into_stages_that_add_up() -> None:
 def test_the_control_pays_for_every_window_but_the_first() -> None:
     pure = [{"load_s": 1.0, "train_s": 20.0, "score_s": 2.0}, {"load_s": 0.0, "train_s": 30.0, "score_s": 0.5}]
     stages = {"train": 55.0, "hand over": 1.0, "between": 0.25, "last commit": 0.25}
-    found = ratios({"pure": pure, "fit_s": [11.0, 12.0, 99.0], "stays_s": [2.0, 2.0, 9.0], "steady_s": 60.0,
-                    "windows": 2, "stages": stages})  # fmt: skip
+    row = {"pure": pure, "fit_s": [11.0, 12.0, 99.0], "stays_s": [2.0, 2.0, 9.0], "steady_s": 60.0, "windows": 2,
+           "stages": stages}  # fmt: skip
+    found = ratios([row])
     assert found["steady"] == 1.2
     assert found["train"] == 1.1
     assert found["fit"] == (60 + 10) / 50
     assert found["apart"] == (53.5 + 1.5) / 50
+    assert ratios([row, {**row, "steady_s": 70.0}])["steady"] == 1.3
 
 
 def test_processes_are_counted_by_what_they_call_themselves() -> None:
