@@ -24,6 +24,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Probe, Stage, Terms
+from streamcl.strategies.closed import FORMS, pulls
 from streamcl.strategies.stacked import LAST, OPEN, Stacked, adapters, stacked
 
 
@@ -93,8 +94,11 @@ class HiFGO(Stacked):
     def penalty(self, params: Params, plan: Plan) -> Terms:
         if plan.directions is None:
             return {}
-        orth = self._form(self._along(plan.directions, params)).sum()
-        norm = torch.stack(torch._foreach_norm([*params.values()])).sum()
+        if isinstance(plan.directions, Tensor):
+            orth, norm = pulls(plan.directions, self.form, [*params.values()])
+        else:
+            orth = FORMS[self.form](_along(plan.directions, params)).sum()
+            norm = torch.stack(torch._foreach_norm([*params.values()])).sum()
         return {"orth": self.orth * orth, "norm": self.norm * norm}
 
     def consolidate(
@@ -118,15 +122,11 @@ class HiFGO(Stacked):
     def _in_weights(self) -> bool:
         return self.space == "weights" and self.to == "gradients"
 
-    def _along(self, directions: Params | Tensor, params: Params) -> Tensor:
-        """[J]."""
-        if isinstance(directions, Tensor):
-            return directions @ _end_to_end([*params.values()])
-        parts = [((directions[name] @ a_RI.T) * b_OR).sum((1, 2)) for name, (a_RI, b_OR) in pairs_of(params).items()]
-        return torch.stack(parts).sum(0)
 
-    def _form(self, value: Tensor) -> Tensor:
-        return {"absolute": value.abs, "square": value.square, "signed": value.clone}[self.form]()
+def _along(directions: Params, params: Params) -> Tensor:
+    """[J]: the Taylor term, in weight space."""
+    parts = [((directions[name] @ a_RI.T) * b_OR).sum((1, 2)) for name, (a_RI, b_OR) in pairs_of(params).items()]
+    return torch.stack(parts).sum(0)
 
 
 def _end_to_end(values: list[Tensor]) -> Tensor:

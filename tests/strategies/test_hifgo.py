@@ -11,6 +11,7 @@ from quadratics import SCALE, Linear, State, adapter, learn, update, weights
 from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Probe, Stage, Strategy
+from streamcl.strategies.closed import FORMS, pulls
 from streamcl.strategies.hifgo import Plan
 from streamcl.strategies.stacked import LAST, stacked
 
@@ -117,6 +118,25 @@ def test_forms(form: str, value: float) -> None:
     terms = HiFGO(form=form, orth=2.0, norm=3.0).penalty(NEW, plan)
     assert terms["orth"].item() == pytest.approx(2 * value)
     assert terms["norm"].item() == pytest.approx(3 * sum(v.norm().item() for v in NEW.values()))
+
+
+@pytest.mark.parametrize("form", ["absolute", "square", "signed"])
+def test_the_penalties_gradient_is_autograds_own(form: str) -> None:
+    draw = torch.Generator().manual_seed(1)
+    sizes = [(3, 4), (2, 5), (6,)]
+    theirs = [torch.randn(size, generator=draw, dtype=torch.float64, requires_grad=True) for size in sizes]
+    with torch.no_grad():
+        theirs[1].zero_()  # a new adapter's B: the norm's gradient is 0 there
+    ours = [value.detach().clone().requires_grad_() for value in theirs]
+    directions_JP = torch.randn(4, 28, generator=draw, dtype=torch.float64)
+    along_J = directions_JP @ torch.cat([value.flatten() for value in theirs])
+    orth, norm = FORMS[form](along_J).sum(), torch.stack([value.norm() for value in theirs]).sum()
+    (0.3 * orth + 0.7 * norm).backward()
+    found = pulls(directions_JP, form, ours)
+    (0.3 * found[0] + 0.7 * found[1]).backward()
+    assert [value.item() for value in found] == pytest.approx([orth.item(), norm.item()])
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.allclose(our.grad, their.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_orthogonal_to_parameters_is_their_scalar_product() -> None:
