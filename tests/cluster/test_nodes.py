@@ -26,12 +26,8 @@ def test_the_desk_lives_on_the_drivers_node(tmp_path: Path, monkeypatch: pytest.
             ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
             settings, memory = config(tmp_path, shards=1), Shards(str(tmp_path), 0, run="x")
             desks = [Trainer(settings, memory, name=f"run-{number}").desk for number in range(4)]
-            where = ray.get([desk.__ray_call__.remote(lambda desk: _node()) for desk in desks])
-            assert where == [_node()] * 4
+            where = [desk.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for desk in desks]
+            assert ray.get(where) == [ray.get_runtime_context().get_node_id()] * 4
         finally:
             ray.shutdown()
             cluster.shutdown()
-
-
-def _node() -> str:
-    return ray.get_runtime_context().get_node_id()
