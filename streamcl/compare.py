@@ -13,7 +13,7 @@ from streamcl.registry.published import MANIFEST
 from streamcl.registry.versions import Registry
 from streamcl.train.evidence import distances
 from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, from_files
-from streamcl.train.prompts import PROMPTS_CONFIG
+from streamcl.train.settings import PROMPTS_CONFIG
 from streamcl.types import Version
 
 README = """# {name}, version {number}

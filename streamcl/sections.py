@@ -15,9 +15,7 @@ from streamcl.serve.quota import PushConfig
 from streamcl.strategies import Strategy
 from streamcl.stream import Source
 from streamcl.train.gate import GateConfig
-from streamcl.train.loop import TrainConfig
-from streamcl.train.model import LoRA, ModelConfig
-from streamcl.train.prompts import Prompts
+from streamcl.train.settings import LoRA, ModelConfig, Prompts, TrainConfig
 from streamcl.types import checked_name
 from streamcl.window import WindowConfig
 

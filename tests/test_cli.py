@@ -145,3 +145,12 @@ def test_errors_are_one_line_and_exit_code_2() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("streamcl: no-such-file.yaml cannot be read")
     assert result.stderr.count("\n") == 1
+
+
+def test_what_an_operator_types_starts_without_the_model_libraries() -> None:
+    """peft, transformers and ray take seconds to import, and none of them is needed to read a log."""
+    command = (
+        "import sys, streamcl.operate, streamcl.status; print({'peft', 'transformers', 'ray'} & sys.modules.keys())"
+    )
+    told = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"

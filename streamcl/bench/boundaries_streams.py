@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from streamcl.train.batch import Encoder
-from streamcl.train.model import ModelConfig, load_base
+from streamcl.train.model import load_base
+from streamcl.train.settings import ModelConfig
 from streamcl.zoo import TASKS, load_task, resolve
 
 Tasks = dict[str, np.ndarray]

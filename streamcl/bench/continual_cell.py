@@ -32,8 +32,9 @@ from streamcl.strategies import KINDS, Strategy
 from streamcl.strategies.stacked import Stacked
 from streamcl.train.batch import TRAINED, Encoder, Row, to_rows
 from streamcl.train.evaluate import accuracy, exact_match, marks
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, base_digest, grow, load_base
+from streamcl.train.loop import Learning
+from streamcl.train.model import base_digest, grow, load_base
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Window
 
 ORDERS: Mapping[str, tuple[str, ...]] = {

@@ -29,9 +29,10 @@ from streamcl.metrics import DEFINITIONS, summarize
 from streamcl.store.memory import TaskMemory
 from streamcl.stream import Files, Merged
 from streamcl.train.batch import Encoder, Row, collate, to_rows
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, grow, load_base
+from streamcl.train.loop import Learning
+from streamcl.train.model import grow, load_base
 from streamcl.train.prompts import prefixed
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Sample, Window, from_batch, to_batch
 
 ORDERS: Mapping[str, tuple[str, ...]] = {

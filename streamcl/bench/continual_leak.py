@@ -20,8 +20,9 @@ from streamcl.bench.report import Claim
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import KINDS, FwdPrompt, Params, Strategy
 from streamcl.train.batch import Encoder, Row, to_rows
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import ModelConfig, grow, load_base
+from streamcl.train.loop import Learning
+from streamcl.train.model import grow, load_base
+from streamcl.train.settings import ModelConfig, TrainConfig
 from streamcl.types import Window
 
 COMMAND = "python -m streamcl.bench.continual_leak"

@@ -24,10 +24,10 @@ from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, FwdPrompt, HiFGO, Params, Stage, Strategy
 from streamcl.strategies.fwd_prompt import OLD, orth
 from streamcl.train.batch import Encoder, Row, to_rows
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, added, fresh, grow, load_base
+from streamcl.train.loop import Learning
+from streamcl.train.model import added, fresh, grow, load_base
 from streamcl.train.probe import WindowProbe
-from streamcl.train.prompts import Prompts
+from streamcl.train.settings import LoRA, ModelConfig, Prompts, TrainConfig
 from streamcl.train.step import train_step
 
 COMMAND = "python -m streamcl.bench.continual_steps"

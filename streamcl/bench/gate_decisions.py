@@ -33,8 +33,9 @@ from streamcl.train.batch import Encoder, Row
 from streamcl.train.evaluate import Flags, accuracy, marks
 from streamcl.train.evidence import change, reach
 from streamcl.train.gate import Evidence, GateConfig, Pairs, judge
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, check_finite, grow, load_base
+from streamcl.train.loop import Learning
+from streamcl.train.model import check_finite, grow, load_base
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Window
 
 TASKS = ("digits", "animals", "icons", "maps")

@@ -36,7 +36,8 @@ from streamcl.sections import Config, EvaluateConfig, ReplayConfig, StoreConfig
 from streamcl.strategies import Replay as ReplayStrategy
 from streamcl.stream import Files
 from streamcl.testing.crash import KillPoint
-from streamcl.train.model import ModelConfig, base_digest
+from streamcl.train.model import base_digest
+from streamcl.train.settings import ModelConfig
 from streamcl.types import Version
 from streamcl.window import WindowConfig
 

@@ -30,7 +30,8 @@ from streamcl.stream.base import Merged
 from streamcl.stream.fingerprint import Unchanged
 from streamcl.train.batch import Encoder, to_rows
 from streamcl.train.evaluate import marks
-from streamcl.train.model import LoRA, ModelConfig, grow, load_base
+from streamcl.train.model import grow, load_base
+from streamcl.train.settings import LoRA, ModelConfig
 from streamcl.types import Rows
 
 COUNTS = (1, 10, 100, 1000)

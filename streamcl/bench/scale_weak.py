@@ -30,8 +30,8 @@ from streamcl.sections import Config, RayConfig, StoreConfig
 from streamcl.strategies import Strategy
 from streamcl.stream import Files
 from streamcl.train.batch import Row
-from streamcl.train.loop import ALONE, Learning, TrainConfig, World
-from streamcl.train.model import LoRA, ModelConfig
+from streamcl.train.loop import ALONE, Learning, World
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.train.step import train_step
 
 BATCH, STEPS, ROUNDS = 16, 4, 12

@@ -24,7 +24,8 @@ from streamcl.sections import Config, StoreConfig
 from streamcl.serve.engine import Engine, Request
 from streamcl.serve.generate import encode
 from streamcl.stream import Files
-from streamcl.train.model import ModelConfig, load_base
+from streamcl.train.model import load_base
+from streamcl.train.settings import ModelConfig
 
 COMMAND = "python -m streamcl.bench.serving speed"
 CLIENTS = (1, 4, 16)

@@ -32,7 +32,8 @@ from streamcl.serve.client import body
 from streamcl.serve.engine import Engine, Request
 from streamcl.stream import Files
 from streamcl.testing import free_port
-from streamcl.train.model import ModelConfig, base_digest, fresh, grow, load_base, params_of, to_bytes, to_files
+from streamcl.train.model import base_digest, fresh, grow, load_base, params_of, to_bytes, to_files
+from streamcl.train.settings import ModelConfig
 from streamcl.types import Sample, from_batch
 from streamcl.zoo import load_task
 

@@ -28,7 +28,7 @@ from streamcl.sections import Config, ReplayConfig, StoreConfig
 from streamcl.store.memory import TaskMemory
 from streamcl.store.sharding import shards_of
 from streamcl.stream import Files
-from streamcl.train.model import ModelConfig
+from streamcl.train.settings import ModelConfig
 from streamcl.types import Window
 
 COMMAND = "python -m streamcl.bench.shards"

@@ -12,7 +12,8 @@ from streamcl.registry.versions import Registry
 from streamcl.sections import ServeConfig
 from streamcl.serve.engine import Engine, Label
 from streamcl.serve.trial import Trial
-from streamcl.train.model import Base, LoRA
+from streamcl.train.model import Base
+from streamcl.train.settings import LoRA
 from streamcl.types import Version
 
 ABSENT_S = 3.0

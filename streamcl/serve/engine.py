@@ -16,8 +16,9 @@ from streamcl.serve.batch import Answer, Batch, Listen, Row
 from streamcl.serve.generate import Prompt, Request, Response, encode
 from streamcl.serve.loaded import Held, Label, Loaded
 from streamcl.serve.slots import Slots, read_adapter
-from streamcl.train.model import Base, LoRA
-from streamcl.train.prompts import Prompts, prefixed
+from streamcl.train.model import Base, peft_config
+from streamcl.train.prompts import prefixed
+from streamcl.train.settings import LoRA, Prompts
 
 __all__ = ["Engine", "Label", "Request", "Response"]
 
@@ -49,8 +50,7 @@ class Engine:
 
     A request that is submitted after `flip` (or `load`) has returned is answered by that version or a later one, unless
     it is pinned. A version leaves memory only when its slot is wanted, it is not live and no request needs it; the one
-    that was asked for longest ago goes first. One that is pinned to and not in memory is fetched by `fetch`, in the
-    thread that submits.
+    that was asked for longest ago goes first. One that is pinned to and is not there is fetched by who submits.
     """
 
     slots: ClassVar[type[Slots]] = Slots
@@ -60,7 +60,7 @@ class Engine:
         """Starts as version 0, the bare base. `lora`: the expected form of adapters; others cost a rebuilt slot."""
         self._base, self._max_batch, self._fetch = base, max_batch, fetch
         self._context: int = base.model.config.get_text_config().max_position_embeddings
-        self._slots = self.slots(base.model, lora.config(), count=slots)
+        self._slots = self.slots(base.model, peft_config(lora), count=slots)
         self._loaded = Loaded(base.digest, self._slots.names)
         self._loading, self._encoding = threading.RLock(), threading.Lock()
         self._wake = threading.Condition()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from streamcl.errors import ConfigError, Corrupt
 from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, from_files, new_pool, params_of, write
-from streamcl.train.prompts import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Pool, Prompts, attach, detach, parameters
+from streamcl.train.prompts import Pool, attach, detach, parameters
+from streamcl.train.settings import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Prompts
 
 Place = str | Pool | None
 """What a version's forward passes go through: the slot of that name, a pool of prompts, or the bare base."""

@@ -12,67 +12,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Strategy
 from streamcl.train.batch import Row, collate
 from streamcl.train.feed import ahead, batches, repeated, shares
 from streamcl.train.model import added, check_finite, fresh, params_of, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
+from streamcl.train.settings import TrainConfig
 from streamcl.train.sharding import checkpointed
 from streamcl.train.step import StepLog, train_step
 from streamcl.types import Window
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a window is trained."""
-
-    epochs: int = 2
-    """Passes over the window, at least 1."""
-    batch_size: int = 16
-    """Samples a step, over all workers."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup: float = 0.05
-    """Share of the steps in which the rate rises from 0; then it falls to 0 as a cosine. In [0, 1)."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest gradient norm, > 0."""
-    workers: int | tuple[int, int] = 1
-    """Ray Train workers, at least 1; they share each batch. [least, most]: as many as the nodes have room for, which is
-    counted by what a worker takes alone; give it a GPU or a resource of its own (`placement.trainer`)."""
-    use_gpu: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 multiplies matrices under autocast; adapters, their gradients and the optimizer stay float32."""
-    micro_batch: int | None = None
-    """Rows that a worker passes at once, at least 1; gradients accumulate over its part of the batch. None: all."""
-    by_length: bool = False
-    """Batches of rows of like length: less padding, another order."""
-    checkpointing: bool = False
-    """Activations are computed again in the backward pass instead of kept: less memory, about a third more time."""
-    shard: bool = False
-    """Frozen weights lie in parts over the workers, for a model that fits no single one."""
-    compile: bool = False
-    """The forward and backward pass through torch.compile; takes a while to begin."""
-    probe_rows: int = 256
-    """Rows of a window from which strategies take their mean gradients, at least 1."""
-    idle_s: float = 300.0
-    """Seconds without a window after which the workers are released; they start again on demand."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch", "probe_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} {getattr(self, name)}: at least 1")
-        least, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
-        if not 1 <= least <= most:
-            raise ConfigError(f"train.workers {self.workers}: at least 1, or [least, most] with least not above most")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +26,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from streamcl.errors import ConfigError, NotFinite
 from streamcl.strategies.base import Params
 from streamcl.train.lowrank import low_rank
-from streamcl.train.prompts import (
-    NAME,
-    PROMPTS_WEIGHTS,
-    Pool,
-    Prompts,
-    attach,
-    fresh_pool,
-    parameters,
-    pool_of,
-    table_of,
-)
+from streamcl.train.prompts import NAME, Pool, attach, fresh_pool, parameters, pool_of, table_of
+from streamcl.train.settings import PROMPTS_WEIGHTS, LoRA, ModelConfig, Prompts
 from streamcl.train.sharding import part
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters on the frozen base.  Hu et al., arXiv:2106.09685."""
-
-    r: int = 16
-    """Rank, at least 1."""
-    alpha: int = 32
-    """Scale: the update is `alpha / r * B @ A`."""
-    targets: str = r"(?!.*vision).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|linear_1|linear_2)"
-    """Regular expression that the whole name of an adapted linear layer matches."""
-
-    def config(self) -> peft.LoraConfig:
-        return peft.LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=0.0)
 
 
 class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft is untyped
@@ -68,25 +44,6 @@ class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft is unty
         base, name = self.base_layer, self.active_adapters[0]
         a_RI, b_OR = self.lora_A[name].weight, self.lora_B[name].weight
         return low_rank(x, base.weight, base.bias, a_RI, b_OR, scale=self.scaling[name])
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which base model, and what is trained on it."""
-
-    path: str
-    """A folder or hub id that transformers' Auto classes load."""
-    register: str | None = None
-    """A module to import first, if the model has parts that transformers does not know, or None."""
-    lora: LoRA = LoRA()
-    prompts: Prompts = field(default_factory=Prompts)
-    """Trained in place of `lora` where the strategy says so."""
-    dtype: str = "float32"
-    """Type of the frozen weights: float32, bfloat16 or float16. Adapters are float32."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ConfigError(f"model.dtype {self.dtype!r}: use float32, bfloat16 or float16")
 
 
 @dataclass
@@ -156,13 +113,17 @@ def base_digest(path: str) -> str:
     return digest.hexdigest()
 
 
+def peft_config(lora: LoRA) -> peft.LoraConfig:
+    return peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0)
+
+
 def grow(base: Base, form: LoRA | Prompts, *, seed: int) -> Any:
     """`base` with fresh trainable parameters: a LoRA named "default", or a pool of prompts. Changes `base.model`."""
     if isinstance(form, Prompts):
         model = base.model
         attach(model, new_pool(model, form))
     else:
-        config = form.config()
+        config = peft_config(form)
         config._register_custom_module({nn.Linear: LoRALinear})
         model = peft.get_peft_model(base.model, config).eval()
     write(params_of(model), fresh(params_of(model), seed=seed))
@@ -265,7 +226,7 @@ def to_files(lora: LoRA | Prompts, weights: bytes) -> dict[str, bytes]:
         return lora.files(weights)
     rank = next(len(value) for name, value in load_safetensors(weights).items() if "lora_A" in name)
     scale = lora.alpha if rank == lora.r else lora.alpha / lora.r * rank
-    config = lora.config().to_dict() | {"r": rank, "lora_alpha": scale, "inference_mode": True}
+    config = peft_config(lora).to_dict() | {"r": rank, "lora_alpha": scale, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return {ADAPTER_CONFIG: json.dumps(plain, indent=1, sort_keys=True).encode(), ADAPTER_WEIGHTS: weights}
 

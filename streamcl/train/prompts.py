@@ -11,61 +11,19 @@ Shapes: N samples, L tokens, V words, P prompts, K tokens of a prompt, E embeddi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamcl.errors import ConfigError
+from streamcl.train.settings import Prompts
 
-PROMPTS_CONFIG = "prompts_config.json"
-PROMPTS_WEIGHTS = "prompts.safetensors"
-KIND = "streamcl-prompts-1"
 NAME = "prompts"
 """The pool's name in the model, and what its parameters' names begin with."""
 
 Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A pool of prompts before a frozen model. Sizes and key loss as in PGP (ICLR 2024)."""
-
-    pool: int = 10
-    """Prompts, at least 1."""
-    length: int = 5
-    """Tokens of a prompt, at least 1."""
-    top: int = 5
-    """Prompts chosen for a sample, from 1 to `pool`."""
-    key_loss: float = 0.1
-    """Weight, at least 0, of the pull of chosen keys towards the queries that chose them."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top <= self.pool or self.length < 1 or self.key_loss < 0:
-            raise ConfigError(
-                f"prompts: pool {self.pool}, length {self.length}, top {self.top}, key_loss {self.key_loss}: "
-                "length is at least 1, top from 1 to pool, key_loss at least 0"
-            )
-
-    def files(self, weights: bytes) -> dict[str, bytes]:
-        """A pool as a folder: this form as JSON, under a "kind", and the tensors of `parameters`."""
-        config = {"kind": KIND, **asdict(self)}
-        return {PROMPTS_CONFIG: json.dumps(config, indent=1).encode(), PROMPTS_WEIGHTS: weights}
-
-    @staticmethod
-    def read(config: Any) -> Prompts:
-        """The form in a folder's configuration, which is JSON's value.  Raises ConfigError."""
-        if not isinstance(config, dict) or config.get("kind") != KIND:
-            raise ConfigError(f"{PROMPTS_CONFIG} is not of kind {KIND!r}; write it with this version of streamcl")
-        known, tree = asdict(Prompts()), {name: value for name, value in config.items() if name != "kind"}
-        odd = [name for name, value in tree.items() if not isinstance(value, (int, type(known.get(name))))]
-        if odd or tree.keys() - known.keys():
-            raise ConfigError(f"{PROMPTS_CONFIG} has {tree}; numbers are wanted for {', '.join(known)}")
-        return Prompts(**tree)
 
 
 class Pool(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from tiny_llava import LORA, files_of, save_checkpoint
 
 from streamcl.serve.engine import Engine
-from streamcl.train.model import Base, LoRA, ModelConfig, load_base
+from streamcl.train.model import Base, load_base, peft_config
+from streamcl.train.settings import LoRA, ModelConfig
 
 torch.set_num_threads(1)
 
@@ -42,7 +43,7 @@ def version_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     def save(seed: int, lora: LoRA = LORA) -> Path:
         base = load_base(ModelConfig(str(checkpoint), lora=lora))
-        model = peft.get_peft_model(base.model, lora.config())
+        model = peft.get_peft_model(base.model, peft_config(lora))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -24,7 +24,8 @@ from tiny_llava import LORA, Files, digest
 from streamcl.serve.engine import Engine
 from streamcl.serve.local import Local
 from streamcl.serve.openai import build_app
-from streamcl.train.model import ModelConfig, load_base
+from streamcl.train.model import load_base
+from streamcl.train.settings import ModelConfig
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 

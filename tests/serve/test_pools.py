@@ -16,7 +16,8 @@ from streamcl.serve.engine import Engine, Request
 from streamcl.serve.generate import encode
 from streamcl.train.batch import Row, answer_logits, collate
 from streamcl.train.model import Base, fresh, grow, params_of, to_bytes, to_files, write
-from streamcl.train.prompts import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Prompts, pool_of
+from streamcl.train.prompts import pool_of
+from streamcl.train.settings import PROMPTS_CONFIG, PROMPTS_WEIGHTS, Prompts
 
 FORM = Prompts(pool=6, length=3, top=2)
 

@@ -17,7 +17,7 @@ from streamcl.errors import ConfigError, Corrupt, NotFinite
 from streamcl.serve.engine import Engine
 from streamcl.serve.generate import encode
 from streamcl.serve.slots import Slots, read_adapter
-from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Base, to_bytes, to_files
+from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Base, peft_config, to_bytes, to_files
 
 
 def with_tensors(files: Files, change: Callable[[dict[str, torch.Tensor]], object]) -> Files:
@@ -84,7 +84,7 @@ def test_logits_are_those_of_peft_whatever_form_follows_which(
     base, slots_base = fresh_base(), fresh_base()
     inputs = encode(base.processor, QUESTION, context=256).inputs
     bare = base.model(**inputs).logits
-    slots = Slots(slots_base.model, LORA.config(), count=3)
+    slots = Slots(slots_base.model, peft_config(LORA), count=3)
     torch.testing.assert_close(slots.model(**inputs).logits, bare)
     expected = {}
     order = ["other scale", "same", "higher rank", "same", "other layers", "lower rank", "same"]
@@ -106,7 +106,7 @@ def test_logits_are_those_of_peft_whatever_form_follows_which(
 def test_what_training_and_peft_write_fits_a_slot_as_it_is(
     fresh_base: Callable[[], Base], versions: Mapping[int, Files]
 ) -> None:
-    slots = Slots(fresh_base().model, LORA.config(), count=2)
+    slots = Slots(fresh_base().model, peft_config(LORA), count=2)
     by_peft = read_adapter(versions[1])
     by_training = read_adapter(to_files(LORA, to_bytes(by_peft.params)))
     assert slots.fits(slots.names[0], by_peft)

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from streamcl.serve.engine import Engine, Request
-from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoRA
+from streamcl.train.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from streamcl.train.settings import LoRA
 from streamcl.types import Message, Part
 
 Files = Mapping[str, bytes]

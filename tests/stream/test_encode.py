@@ -14,7 +14,8 @@ from streamcl import zoo
 from streamcl.cluster.ingest import sizes, with_refused
 from streamcl.stream.base import Polled
 from streamcl.train.batch import Encoder, collate, to_rows
-from streamcl.train.model import Base, ModelConfig, load_base
+from streamcl.train.model import Base, load_base
+from streamcl.train.settings import ModelConfig
 from streamcl.types import DeadLetter, Message, Part, Sample, from_batch, to_batch
 
 torch.set_num_threads(1)

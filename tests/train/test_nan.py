@@ -23,8 +23,8 @@ from streamcl.sections import Config, StoreConfig
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import KINDS
 from streamcl.stream import Files
-from streamcl.train.loop import TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, from_files, to_bytes
+from streamcl.train.model import from_files, to_bytes
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.train.step import StepLog
 from streamcl.types import Ref, Refs, Rows, Window
 

@@ -15,9 +15,10 @@ from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Terms
 from streamcl.strategies.stacked import stacked
 from streamcl.train.batch import IGNORED, Encoder, Row, answer_logits, collate, to_rows
-from streamcl.train.loop import Learning, TrainConfig
-from streamcl.train.model import Base, LoRA, ModelConfig, adapted, added, grow, load_base, params_of, write
+from streamcl.train.loop import Learning
+from streamcl.train.model import Base, adapted, added, grow, load_base, params_of, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Window
 
 torch.set_num_threads(1)

@@ -17,10 +17,11 @@ from streamcl.strategies import FwdPrompt, Params
 from streamcl.strategies.fwd_prompt import OLD
 from streamcl.train.batch import IGNORED, Encoder, Row, answer_logits, collate, to_rows
 from streamcl.train.evaluate import exact_match
-from streamcl.train.loop import Learning, TrainConfig, World
-from streamcl.train.model import Base, ModelConfig, fresh, from_files, grow, load_base, to_bytes, to_files, write
+from streamcl.train.loop import Learning, World
+from streamcl.train.model import Base, fresh, from_files, grow, load_base, to_bytes, to_files, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
-from streamcl.train.prompts import PROMPTS_CONFIG, Pool, Prompts, attach, detach, key_loss, pool_of, prefixed
+from streamcl.train.prompts import Pool, attach, detach, key_loss, pool_of, prefixed
+from streamcl.train.settings import PROMPTS_CONFIG, ModelConfig, Prompts, TrainConfig
 from streamcl.types import SAMPLE_SCHEMA, Window
 
 torch.set_num_threads(1)

@@ -24,9 +24,9 @@ from streamcl.strategies import DGG, EWC, FwdPrompt, HiFGO, OLoRA, Replay, Strat
 from streamcl.train.batch import Row, collate
 from streamcl.train.evaluate import accuracy, marks
 from streamcl.train.feed import ahead, batches, shares
-from streamcl.train.loop import ALONE, Learning, TrainConfig, World
-from streamcl.train.model import ModelConfig, grow, load_base
-from streamcl.train.prompts import Prompts
+from streamcl.train.loop import ALONE, Learning, World
+from streamcl.train.model import grow, load_base
+from streamcl.train.settings import ModelConfig, Prompts, TrainConfig
 from streamcl.train.sharding import sharded
 from streamcl.types import Window
 

@@ -19,8 +19,8 @@ from streamcl.strategies import KINDS
 from streamcl.stream import Files
 from streamcl.train.batch import Row
 from streamcl.train.gate import Evidence
-from streamcl.train.loop import TrainConfig
-from streamcl.train.model import LoRA, ModelConfig, to_files
+from streamcl.train.model import to_files
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Refs, Rows, Window
 
 torch.set_num_threads(1)

@@ -17,20 +17,9 @@ from streamcl.strategies import DGG, Replay, Strategy
 from streamcl.train.batch import IGNORED, Encoder, Row, answer_logits, collate, to_rows
 from streamcl.train.evaluate import exact_match
 from streamcl.train.feed import batches, repeated
-from streamcl.train.loop import Learning, TrainConfig, World, rate
-from streamcl.train.model import (
-    Base,
-    LoRA,
-    ModelConfig,
-    fresh,
-    from_files,
-    grow,
-    load_base,
-    params_of,
-    to_bytes,
-    to_files,
-    write,
-)
+from streamcl.train.loop import Learning, World, rate
+from streamcl.train.model import Base, fresh, from_files, grow, load_base, params_of, to_bytes, to_files, write
+from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
 from streamcl.types import Window, from_batch
 
 torch.set_num_threads(1)
