@@ -62,6 +62,7 @@ MAIN = [
     Entry("hifgo", "hifgo"),
     Entry("replay", "replay", REPLAY),
     Entry("dgg", "dgg", REPLAY),
+    Entry("hifgo + replay", "hifgo", REPLAY),
     Entry("joint", "joint"),
 ]
 ABLATIONS = [

@@ -45,7 +45,7 @@ class HiFGO(Stacked):
 
     orth: float = 2e-2
     """λ1. The paper's value; its reduction is unknown, ours is for directions of unit length."""
-    norm: float = 0.1
+    norm: float = 0.03
     """λ2, of the sum of the tensors' L2 norms (not squared). RECONSTRUCTED: the paper has 1e-2, reduction unknown."""
     stage2: float = 0.5
     """Share of a window that stage 2 trains on, in (0, 1). The paper's 0.2 is too few steps for windows of hundreds."""

@@ -38,6 +38,20 @@ def test_the_steady_part_is_cut_into_stages_that_add_up() -> None:
     assert sum(found["stages"].values()) == pytest.approx(found["steady_s"])
 
 
+def test_time_in_which_the_run_stood_still_is_not_counted() -> None:
+    records = [
+        record(1, 10.0, window={"id": 1}),
+        record(2, 40.0, version=answered(1, load=1.0, train=14.0, score=5.0)),  # trains from 21 to 35
+        record(3, 44.0, window={"id": 2}),
+        record(4, 60.0, version=answered(2, load=1.0, train=9.0, score=4.0)),  # loads from 46, trains from 47 to 56
+    ]
+    found = timeline(records, stopped=[(0.0, 9.0), (30.0, 37.0), (41.0, 43.0), (45.0, 50.0)])
+    assert found["steady_s"] == 40.0 - 7.0 - 2.0 - 5.0
+    assert found["stages"] == pytest.approx(
+        {"load": 1.0, "train": 9.0 + 6.0, "score": 3.0 + 4.0, "hand over": 1.0, "between": 2.0, "last commit": 0.0}
+    )
+
+
 def test_the_control_pays_for_every_window_but_the_first() -> None:
     pure = [{"load_s": 1.0, "train_s": 20.0, "score_s": 2.0}, {"load_s": 0.0, "train_s": 30.0, "score_s": 0.5}]
     stages = {"train": 55.0, "hand over": 1.0, "between": 0.25, "last commit": 0.25}
@@ -47,7 +61,6 @@ def test_the_control_pays_for_every_window_but_the_first() -> None:
     assert found["steady"] == 1.2
     assert found["train"] == 1.1
     assert found["fit"] == (60 + 10) / 50
-    assert found["apart"] == (53.5 + 1.5) / 50
     assert ratios([row, {**row, "steady_s": 70.0}])["steady"] == 1.3
 
 
