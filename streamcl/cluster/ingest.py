@@ -37,7 +37,7 @@ from streamcl.train.batch import Encoder
 from streamcl.train.model import load_base
 from streamcl.types import DeadLetter
 
-NICE = 10
+NICE = 19
 """How far reading stands back, on a node that it shares, behind training and answering."""
 QUIET_S = 0.2
 """How long a pull waits where the source has nothing now."""

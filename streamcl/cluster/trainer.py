@@ -21,6 +21,7 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from streamcl.cluster.memory import Shards
@@ -241,7 +242,8 @@ def work(settings: dict[str, Any]) -> None:
             result = str(error)
         except Released:
             return
-        ray.train.report({"window": window.id})  # a barrier: every rank is through
+        if world.size > 1:
+            torch.distributed.barrier()  # every rank is through
         if world.rank == 0:
             ray.get(desk.finish.remote(window.id, result))
         done = window.id

@@ -84,6 +84,7 @@ class Worker:
         self.tests = self._tests() if config.evaluate.path and self.scoring else None
         self.latest: tuple[Params, Mapping[str, bool]] = {}, {}
         """The adapter trained last, and which held-out rows it answers right, by id."""
+        self.untrained = self._untrained()
 
     def run(self, window: Window, on_step: OnStep = lambda step, steps, log: None) -> TrainResult | None:
         """Trains the window from its base version; rank 0 scores and stores the result.  Raises NotFinite."""
@@ -92,7 +93,7 @@ class Worker:
         base = self._start_from(window, memory)
         rows, replay = media.read(self.store, window.again + window.samples), media.read(self.store, window.replay)
         clock.append(time.monotonic())
-        stood = self._marked(window, base, tests=window.base == 0)
+        stood = self._marked(window, base, tests=window.base == 0 and not self.untrained)
         clock.append(time.monotonic())
         trained = self.learning.train(
             window, rows, replay, strategy=self.config.strategy, memory=memory, on_step=on_step
@@ -110,7 +111,7 @@ class Worker:
         self.latest = trained.served, _by_id(stands.ids, stands.heldout)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
-        before = stood.scores if window.base == 0 else {}
+        before = self.untrained or stood.scores if window.base == 0 else {}
         return TrainResult(adapter, kept, stands.scores, before, trained.loss, trained.steps, seconds, evidence)
 
     def _start_from(self, window: Window, memory: TaskMemory) -> Params | None:
@@ -129,8 +130,16 @@ class Worker:
         known = self.latest[1] if served and _equal(served, self.latest[0]) else {}
         with self.learning.serving(served) if served else nullcontext():
             heldout = self._heldout(sets, known) if self._looks_at_heldout(tests) else {}
-            scored = marks(self.learning.model, self.tests, pad_id=self.pad_id) if self.tests and tests else heldout
+            scored = self._tested() if self.tests and tests else heldout
         return Marked(ids, heldout, accuracy(scored))
+
+    def _tested(self) -> dict[str, Flags]:
+        """Which rows of the test files the model answers right."""
+        return marks(self.learning.model, self.tests or {}, pad_id=self.pad_id)
+
+    def _untrained(self) -> dict[str, float]:
+        """Scores before the first version, taken while its window is still to come; {} if there is a version."""
+        return {} if self.tests is None or self.registry.versions() else accuracy(self._tested())
 
     def _heldout(self, sets: Mapping[str, Sequence[Row]], known: Mapping[str, bool]) -> dict[str, Flags]:
         """Which held-out rows the model answers right; what is known is not asked again."""

@@ -75,7 +75,8 @@ def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
 class Encoder:
     """Turns samples into encoded rows with the base's processor and frozen tower."""
 
-    def __init__(self, base: Base, *, chunk: int = 64) -> None:
+    def __init__(self, base: Base, *, chunk: int = 16) -> None:
+        """`chunk`: samples in one pass of the tower; more are slower on a CPU."""
         self.base, self.chunk = base, chunk
         self.tokenizer = base.processor.tokenizer
         self.table_VE = base.model.get_input_embeddings().weight.detach().float().cpu().numpy()

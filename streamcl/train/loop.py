@@ -22,8 +22,9 @@ from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Strategy
 from streamcl.train.batch import Row, collate
 from streamcl.train.feed import ahead, batches, repeated, shares
-from streamcl.train.model import added, check_finite, fresh, params_of, write
+from streamcl.train.model import adapted, added, check_finite, fresh, params_of, write
 from streamcl.train.probe import AnswerLoss, WindowProbe
+from streamcl.train.prompts import pool_of
 from streamcl.train.settings import TrainConfig
 from streamcl.train.sharding import checkpointed
 from streamcl.train.step import StepLog, train_step
@@ -74,6 +75,9 @@ class Learning:
         """With several workers a process group must be there. `model` may be sharded."""
         self.model, self.pad_id, self.config, self.world = model, pad_id, config, world
         self.params = params_of(model)
+        weights = [] if pool_of(model) else [*adapted(model).values()]
+        self.merges = bool(weights) and all(weight.dtype == torch.float32 for weight in weights)
+        """Whether an adapter may become part of the weights: it answers faster so; lower precision would round it."""
         if config.checkpointing:
             checkpointed(model)
         loss = AnswerLoss(model, bfloat16=config.precision == "bfloat16")
@@ -127,6 +131,10 @@ class Learning:
     @contextmanager
     def serving(self, served: Params) -> Iterator[None]:
         """The model as it answers with a published adapter; afterwards its parameters are as before."""
+        if self.merges:
+            with added(self.model, served), self.model.disable_adapter():
+                yield
+            return
         kept = self._copy()
         fits = all(served[name].shape == value.shape for name, value in kept.items())
         write(self.params, served if fits else {n: torch.zeros_like(value) for n, value in kept.items()})

