@@ -103,12 +103,15 @@ class Worker:
             return None
         weights = to_bytes(trained.served)
         stands = self._marked(window, trained.served)
+        self.latest = (
+            trained.served,
+            _by_id(stands.ids, stands.heldout),
+        )  # on every rank that scores: they pass together
         if self.world.rank != 0:
             return None
         adapter = self.log.put_object("adapter", weights, "safetensors")
         kept = window.memory if trained.memory is memory else self.memory.write(trained.memory)
         evidence = self._evidence(stood, stands, base, trained)
-        self.latest = trained.served, _by_id(stands.ids, stands.heldout)
         load, zero, train, score = (b - a for a, b in zip(clock, [*clock[1:], time.monotonic()], strict=True))
         seconds = {"load": load, "train": train, "score": zero + score}
         before = self.untrained or stood.scores if window.base == 0 else {}
