@@ -103,10 +103,7 @@ class Worker:
             return None
         weights = to_bytes(trained.served)
         stands = self._marked(window, trained.served)
-        self.latest = (
-            trained.served,
-            _by_id(stands.ids, stands.heldout),
-        )  # on every rank that scores: they pass together
+        self.latest = trained.served, _by_id(stands.ids, stands.heldout)  # on every rank: they score together
         if self.world.rank != 0:
             return None
         adapter = self.log.put_object("adapter", weights, "safetensors")
