@@ -61,8 +61,9 @@ def scraped() -> Iterator[Scraper]:
 
 @pytest.fixture(scope="module")
 def first(folder: Path, said: io.StringIO, scraped: Scraper) -> dict[str, Any]:
-    """The summary of an undisturbed run."""
-    with contextlib.redirect_stderr(said):
+    """The summary of an undisturbed run, which exports what it says more often than every ten seconds: it is short."""
+    with contextlib.redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         return run_to_the_end(Learner(configuration.load(folder / "run.yaml")), quiet=True)
 
 
