@@ -33,10 +33,14 @@ def invoke(*arguments: str) -> str:
     return result.output
 
 
+def loaded(among: set[str], *, by: str) -> str:
+    """Which of these packages are loaded once `by` is imported, as a list is printed."""
+    code = f"import sys, {by}; print(sorted({among} & set(sys.modules)))"
+    return subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+
+
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'ray', 'transformers', 'pyarrow'}"
-    code = f"import sys, streamcl, streamcl.cli; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert loaded({"torch", "ray", "transformers", "pyarrow"}, by="streamcl, streamcl.cli") == "[]"
     assert "status" in invoke("--help")
 
 
@@ -149,8 +153,4 @@ def test_errors_are_one_line_and_exit_code_2() -> None:
 
 def test_what_an_operator_types_starts_without_the_model_libraries() -> None:
     """peft, transformers and ray take seconds to import, and none of them is needed to read a log."""
-    command = (
-        "import sys, streamcl.operate, streamcl.status; print({'peft', 'transformers', 'ray'} & sys.modules.keys())"
-    )
-    told = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    assert loaded({"peft", "transformers", "ray"}, by="streamcl.operate, streamcl.status") == "[]"

@@ -130,16 +130,19 @@ def _spans(record: Record) -> dict[str, tuple[float, float]]:
     return found
 
 
-def ran(store: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """`streamcl run` of the quickstart beside bare training: its timeline, who took the processors, and `pure`."""
+def ran(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    """`streamcl run` of the quickstart beside bare training: its timeline, who took the processors, and `pure`.
+
+    `config`: the quickstart's, with `overrides` and its store.
+    """
     more = (f"serve.port={free_port()}", f"ask.per_second={ASKED}")
-    with run(store, *more, *overrides) as process:
+    with run(Path(config.store.path), *more, *overrides) as process:
         clock, turns = Clock(process.pid), Turns(process.pid)
         clock.start()
-        alone = [*pure(resolve(configuration.load(YAML, [f"store.path={store}", *overrides])), process, turns)]
+        alone = [*pure(config, process, turns)]
         summary = finish(process)
         clock.ended.set()
-    records = [*Log(open_store(str(store))).lineage()][::-1]
+    records = [*Log(open_store(config.store.path)).lineage()][::-1]
     found = timeline(records, turns.stopped)
     told = {record.version["window"]: record.version["extra"] for record in records if record.version}
     for row in alone:
@@ -196,10 +199,10 @@ def timed(trainer: Trainer, window: Window) -> float:
 def measure(say: Console, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """One row: the run, its windows without Ray, the control. `overrides`: what differs from the quickstart."""
     with tempfile.TemporaryDirectory(prefix="scl-") as scratch:
-        store = Path(scratch) / "store"
-        found = ran(store, overrides)
+        config = resolve(configuration.load(YAML, [f"store.path={Path(scratch) / 'store'}", *overrides]))
+        found = ran(config, overrides)
         say.print(found)
-        control = fits(resolve(configuration.load(YAML, [f"store.path={store}", *overrides])))
+        control = fits(config)
         say.print(control)
     return [{"part": "overhead", "overrides": list(overrides), **found, **control}]
 

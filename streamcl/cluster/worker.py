@@ -139,7 +139,7 @@ class Worker:
 
     def _untrained(self) -> dict[str, float]:
         """Scores before the first version, taken while its window is still to come; {} if there is a version."""
-        return {} if self.tests is None or self.registry.versions() else accuracy(self._tested())
+        return {} if self.tests is None or self.registry.newest() else accuracy(self._tested())
 
     def _heldout(self, sets: Mapping[str, Sequence[Row]], known: Mapping[str, bool]) -> dict[str, Flags]:
         """Which held-out rows the model answers right; what is known is not asked again."""

@@ -24,7 +24,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Probe, Stage, Terms
-from streamcl.strategies.closed import FORMS, pulls
+from streamcl.strategies.closed import FORMS, end_to_end, pulls
 from streamcl.strategies.stacked import LAST, OPEN, Stacked, adapters, stacked
 
 
@@ -89,7 +89,7 @@ class HiFGO(Stacked):
         each = [self._direction(old[: j + 1], probe) for j in range(newest * self.dagger, newest + 1)]
         if self._in_weights:
             return Plan(first, {name: torch.stack([direction[name] for direction in each]) for name in each[0]})
-        return Plan(first, torch.stack([_end_to_end([direction[name] for name in params]) for direction in each]))
+        return Plan(first, torch.stack([end_to_end([direction[name] for name in params]) for direction in each]))
 
     def penalty(self, params: Params, plan: Plan) -> Terms:
         if plan.directions is None:
@@ -127,8 +127,3 @@ def _along(directions: Params, params: Params) -> Tensor:
     """[J]: the Taylor term, in weight space."""
     parts = [((directions[name] @ a_RI.T) * b_OR).sum((1, 2)) for name, (a_RI, b_OR) in pairs_of(params).items()]
     return torch.stack(parts).sum(0)
-
-
-def _end_to_end(values: list[Tensor]) -> Tensor:
-    """One vector: a product with it costs a step far less than one with each tensor."""
-    return torch.cat([value.flatten() for value in values])

@@ -76,8 +76,9 @@ class Learning:
         self.model, self.pad_id, self.config, self.world = model, pad_id, config, world
         self.params = params_of(model)
         weights = [] if pool_of(model) else [*adapted(model).values()]
-        self.merges = bool(weights) and all(weight.dtype == torch.float32 for weight in weights)
-        """Whether an adapter may become part of the weights: it answers faster so; lower precision would round it."""
+        self.merges = bool(weights) and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
+        """Whether any adapter is scored as part of the weights: faster, but lower precision would round it, and a GPU
+        may have no room for the copy of the weights that it takes."""
         if config.checkpointing:
             checkpointed(model)
         loss = AnswerLoss(model, bfloat16=config.precision == "bfloat16")
@@ -131,16 +132,14 @@ class Learning:
     @contextmanager
     def serving(self, served: Params) -> Iterator[None]:
         """The model as it answers with a published adapter; afterwards its parameters are as before."""
-        if self.merges:
+        if self.merges or any(served[name].shape != value.shape for name, value in self.params.items()):
             with added(self.model, served), self.model.disable_adapter():
                 yield
             return
         kept = self._copy()
-        fits = all(served[name].shape == value.shape for name, value in kept.items())
-        write(self.params, served if fits else {n: torch.zeros_like(value) for n, value in kept.items()})
+        write(self.params, served)
         try:
-            with added(self.model, {} if fits else served):
-                yield
+            yield
         finally:
             write(self.params, kept)
 

@@ -115,6 +115,7 @@ def base_digest(path: str) -> str:
 
 
 def peft_config(lora: LoRA) -> peft.LoraConfig:
+    """The same as PEFT says it."""
     return peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0)
 
 

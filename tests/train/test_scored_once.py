@@ -11,30 +11,22 @@ import pytest
 import torch
 
 from streamcl import zoo
+from streamcl.bench.scale_turns import Kept
 from streamcl.cluster import media, worker
 from streamcl.cluster.worker import Worker
+from streamcl.registry.log import Log
+from streamcl.registry.stores import open_store
 from streamcl.sections import Config, EvaluateConfig, StoreConfig
-from streamcl.store.memory import TaskMemory
 from streamcl.strategies import KINDS
 from streamcl.stream import Files
 from streamcl.train.batch import Row
 from streamcl.train.gate import Evidence
 from streamcl.train.model import to_files
 from streamcl.train.settings import LoRA, ModelConfig, TrainConfig
-from streamcl.types import Refs, Rows, Window
+from streamcl.types import Rows, Window
 
 torch.set_num_threads(1)
 MODEL = ModelConfig(zoo.resolve("zoo:small"), register="streamcl.zoo.tower", lora=LoRA(r=4, alpha=8))
-
-
-class Without:
-    """No task memory."""
-
-    def read(self, refs: Refs | None) -> TaskMemory:
-        return TaskMemory()
-
-    def write(self, memory: TaskMemory) -> Refs:
-        return ()
 
 
 class Scene:
@@ -45,7 +37,7 @@ class Scene:
             StoreConfig(str(folder)), MODEL, Files("unused"), strategy=KINDS["finetune"](), evaluate=EvaluateConfig(),
             train=TrainConfig(epochs=1, batch_size=8, lr=5e-3),
         )  # fmt: skip
-        self.worker, self.scored = Worker(config, Without()), 0
+        self.worker, self.scored = Worker(config, Kept(Log(open_store(str(folder))))), 0
         self.worker.log.acquire("test")
         real = worker.marks
 
