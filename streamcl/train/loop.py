@@ -116,7 +116,8 @@ class Learning:
         plan, logs, leak = None, list[StepLog](), 0.0
         for number, stage in enumerate(strategy.stages(memory, closes_task=window.closes_task)):
             first, last = round(stage.start * len(data)), round(stage.stop * len(data))
-            if part := [data[i] for i in order[first:last]]:
+            own = len(data) if stage.old_adapters else len(rows)
+            if part := [data[i] for i in order[first:last] if i < own]:
                 plan = strategy.prepare(stage, dict(self.params), memory, probe)
                 before = self._copy()
                 with added(self.model, strategy.frozen(memory) if stage.old_adapters else {}):
