@@ -211,3 +211,25 @@ def test_the_first_stage_runs_on_the_bare_base_and_the_second_with_the_old_adapt
     assert trained.penalties.keys() == {"orth", "norm"}
     assert {len(value) for name, value in trained.served.items() if "lora_A" in name} == {2 * RANK}
     assert same(weights, [*adapted(learning.model).values()])
+
+
+def test_replay_is_for_the_stage_that_has_the_old_adapters_in(learning: Learning, rows: list[Row]) -> None:
+    old, new = rows[:5], rows[5:]
+    words = {tuple(row.answer_ids.tolist()) for row in old}
+    assert not words & {tuple(row.answer_ids.tolist()) for row in new}
+    passes: list[set[tuple[int, ...]]] = []
+    loss = learning.loss
+
+    def watched(batch: dict[str, Tensor], weight_N: Tensor) -> Tensor:
+        passes.append({tuple(label[label != IGNORED].tolist()) for label in batch["labels"]})
+        return loss(batch, weight_N)
+
+    learning.loss = watched
+    memory = TaskMemory({"adapter/0": some(learning.params, seed=2)})
+    strategy = HiFGO(replay_rows=5, replay_share=0.5)
+    learning.start(None, strategy=strategy, memory=memory, seed=0)
+    window = Window(2, "maps", (), (), seed=2, base=0, index=1, closes_task=True)
+    learning.train(window, new, old, strategy=strategy, memory=memory)
+    first, second = passes
+    assert not first & words
+    assert second & words
