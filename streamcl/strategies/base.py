@@ -33,8 +33,8 @@ class Stage:
     stop: float = 1.0
     """Which share of the shuffled window it trains on: from `start` to `stop`, both in [0, 1]."""
     old_adapters: bool = True
-    """Whether the finished tasks' frozen adapters (`Strategy.frozen`) take part in the forward pass. Without them replay
-    rows are left out too: the new adapter would learn the old tasks a second time."""
+    """Whether the finished tasks' frozen adapters (`Strategy.frozen`) take part in the forward pass. Without them
+    replay rows are left out too: the new adapter would learn the old tasks a second time."""
 
 
 class Probe(Protocol):

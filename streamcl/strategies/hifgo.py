@@ -24,7 +24,7 @@ from streamcl.errors import ConfigError
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies.base import Params, Probe, Stage, Terms
-from streamcl.strategies.closed import FORMS, end_to_end, pulls
+from streamcl.strategies.closed import FORMS, Directions, end_to_end, pulls
 from streamcl.strategies.stacked import LAST, OPEN, Stacked, adapters, stacked
 
 
@@ -34,9 +34,9 @@ class Plan:
 
     first: Params | None = None
     """θ_{i,1}, once stage 1 is over."""
-    directions: Params | Tensor | None = None
-    """What the new adapter is to be orthogonal to, for J old models: [J, P] for its P numbers end to end, or in weight
-    space [J, O, I] by the name of A. None in stage 1."""
+    directions: Params | Directions | None = None
+    """What the new adapter is to be orthogonal to, for J old models: its P numbers end to end, or in weight space
+    [J, O, I] by the name of A. None in stage 1."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ class HiFGO(Stacked):
         each = [self._direction(old[: j + 1], probe) for j in range(newest * self.dagger, newest + 1)]
         if self._in_weights:
             return Plan(first, {name: torch.stack([direction[name] for direction in each]) for name in each[0]})
-        return Plan(first, torch.stack([end_to_end([direction[name] for name in params]) for direction in each]))
+        flat = [end_to_end([direction[name] for name in params]) for direction in each]
+        return Plan(first, Directions(torch.stack(flat)))
 
     def penalty(self, params: Params, plan: Plan) -> Terms:
         if plan.directions is None:
             return {}
-        if isinstance(plan.directions, Tensor):
+        if isinstance(plan.directions, Directions):
             orth, norm = pulls(plan.directions, self.form, [*params.values()])
         else:
             orth = FORMS[self.form](_along(plan.directions, params)).sum()

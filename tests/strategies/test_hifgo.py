@@ -11,7 +11,7 @@ from quadratics import SCALE, Linear, State, adapter, learn, update, weights
 from streamcl.errors import ConfigError
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Probe, Stage, Strategy
-from streamcl.strategies.closed import FORMS, pulls
+from streamcl.strategies.closed import FORMS, Directions, pulls
 from streamcl.strategies.hifgo import Plan
 from streamcl.strategies.stacked import LAST, stacked
 
@@ -101,12 +101,12 @@ def test_the_units_of_the_loss_do_not_matter_when_directions_have_length_one(uni
 
 def test_directions_have_length_one() -> None:
     directions = HiFGO().prepare(SECOND, NEW, remembering(OLD), Linear.task(4)).directions
-    assert directions.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+    assert directions.rows_JP.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_dagger_is_the_last_term_alone() -> None:
-    whole = HiFGO().prepare(SECOND, NEW, remembering(OLD), Linear.task(4)).directions
-    last = HiFGO(dagger=True).prepare(SECOND, NEW, remembering(OLD), Linear.task(4)).directions
+    whole = HiFGO().prepare(SECOND, NEW, remembering(OLD), Linear.task(4)).directions.rows_JP
+    last = HiFGO(dagger=True).prepare(SECOND, NEW, remembering(OLD), Linear.task(4)).directions.rows_JP
     assert (len(whole), len(last)) == (3, 1)
     assert torch.equal(whole[-1], last[0])
 
@@ -114,7 +114,7 @@ def test_dagger_is_the_last_term_alone() -> None:
 @pytest.mark.parametrize(("form", "value"), [("absolute", 0.5), ("square", 0.25), ("signed", -0.5)])
 def test_forms(form: str, value: float) -> None:
     whole = torch.cat([v.flatten() for v in NEW.values()])
-    plan = Plan(directions=-0.5 * whole[None] / whole.square().sum())
+    plan = Plan(directions=Directions(-0.5 * whole[None] / whole.square().sum()))
     terms = HiFGO(form=form, orth=2.0, norm=3.0).penalty(NEW, plan)
     assert terms["orth"].item() == pytest.approx(2 * value)
     assert terms["norm"].item() == pytest.approx(3 * sum(v.norm().item() for v in NEW.values()))
@@ -132,11 +132,28 @@ def test_the_penalties_gradient_is_autograds_own(form: str) -> None:
     along_J = directions_JP @ torch.cat([value.flatten() for value in theirs])
     orth, norm = FORMS[form](along_J).sum(), torch.stack([value.norm() for value in theirs]).sum()
     (0.3 * orth + 0.7 * norm).backward()
-    found = pulls(directions_JP, form, ours)
+    found = pulls(Directions(directions_JP), form, ours)
     (0.3 * found[0] + 0.7 * found[1]).backward()
     assert [value.item() for value in found] == pytest.approx([orth.item(), norm.item()])
     for our, their in zip(ours, theirs, strict=True):
         assert torch.allclose(our.grad, their.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["absolute", "square", "signed"])
+def test_slopes_that_change_one_by_one_are_followed(form: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    directions = Directions(torch.randn(6, 10, generator=draw, dtype=torch.float64))
+    at_P, flips, before_J = torch.randn(10, generator=draw, dtype=torch.float64), [], None
+    for _ in range(200):
+        at_P = (at_P + 0.1 * torch.randn(10, generator=draw, dtype=torch.float64)).requires_grad_()
+        (grad_P,) = torch.autograd.grad(pulls(directions, form, [at_P])[0], at_P)
+        at_P = at_P.detach()
+        along_J = directions.rows_JP @ at_P
+        slope_J = {"absolute": along_J.sign(), "square": 2 * along_J, "signed": torch.ones_like(along_J)}[form]
+        assert torch.allclose(grad_P, slope_J @ directions.rows_JP, rtol=1e-12, atol=1e-12)
+        flips.append(6 if before_J is None else int((slope_J != before_J).sum()))
+        before_J = slope_J
+    assert set(flips) == {"absolute": {0, 1, 2, 6}, "square": {6}, "signed": {0, 6}}[form]
 
 
 def test_orthogonal_to_parameters_is_their_scalar_product() -> None:
