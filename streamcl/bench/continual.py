@@ -35,7 +35,7 @@ COMMAND = "python -m streamcl.bench.continual"
 SHOWN = ("last", "within", "avg", "imd", "bwt", "fwt", "forgetting", "train_s", "memory_mb", "replay_rows", "served_mb")
 BUFFER = 48
 """Replay rows kept of a task: a tenth of its samples."""
-REPLAY = {"replay_rows": 7 * BUFFER, "replay_share": 0.5}
+REPLAY = {"replay_rows": 7 * BUFFER, "replay_share": 0.67}
 Result = dict[str, Any]
 
 
@@ -62,7 +62,7 @@ MAIN = [
     Entry("hifgo", "hifgo"),
     Entry("replay", "replay", REPLAY),
     Entry("dgg", "dgg", REPLAY),
-    Entry("hifgo + replay", "hifgo", REPLAY),
+    Entry("hifgo + replay", "hifgo", {**REPLAY, "two_stages": False, "norm": 0.003}),
     Entry("joint", "joint"),
 ]
 ABLATIONS = [
