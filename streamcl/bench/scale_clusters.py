@@ -172,6 +172,7 @@ def spaced(folder: Path, shapes: Sequence[Shape]) -> Iterator[Spaced]:
 def bridge(spaces: int) -> Iterator[list[str]]:
     """A bridge and so many network namespaces on it: their names. This machine's own address on it is NET.1."""
     names = [f"streamcl-{number}" for number in range(spaces)]
+    _take_down(names)  # of a run that was killed
     try:
         sh(f"ip link add {BRIDGE} type bridge")
         sh(f"ip addr add {NET}.1/24 dev {BRIDGE}")
@@ -185,9 +186,13 @@ def bridge(spaces: int) -> Iterator[list[str]]:
             sh(f"ip -n {name} link set lo up")
         yield names
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+        _take_down(names)
+
+
+def _take_down(names: Sequence[str]) -> None:
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
 
 
 def sh(command: str) -> None:
