@@ -86,7 +86,8 @@ def ratios(case: Case, learning: Learning, rows: Sequence[Row], *, pairs: int, s
     probe = WindowProbe(learning.model, params, rows[:size], [], pad_id=learning.pad_id, size=size)
     plan, dice = case.strategy.prepare(Stage(), dict(params), memory, probe), random.Random(seed)
     sides = [
-        (s, p, torch.optim.AdamW(params.values(), lr=TRAIN["lr"])) for s, p in [(Strategy(), None), (case.strategy, plan)]
+        (s, p, torch.optim.AdamW(params.values(), lr=TRAIN["lr"]))
+        for s, p in [(Strategy(), None), (case.strategy, plan)]
     ]
     seconds: list[tuple[float, float]] = []
     with added(learning.model, case.strategy.frozen(memory)):
