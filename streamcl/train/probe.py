@@ -84,7 +84,8 @@ class WindowProbe:
         wanted = self.live if wanted is None else wanted
         kept = {name: value.detach().clone() for name, value in self.live.items()}
         write(self.live, params)
-        total = {name: torch.zeros_like(value) for name, value in wanted.items()}
+        types = {name: torch.promote_types(value.dtype, torch.float32) for name, value in wanted.items()}
+        total = {name: torch.zeros_like(value, dtype=types[name]) for name, value in wanted.items()}
         step = size or self.size
         with added(self.model, extra or {}):
             for start in range(0, len(rows), step):

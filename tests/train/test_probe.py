@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -211,6 +212,21 @@ def test_the_first_stage_runs_on_the_bare_base_and_the_second_with_the_old_adapt
     assert trained.penalties.keys() == {"orth", "norm"}
     assert {len(value) for name, value in trained.served.items() if "lora_A" in name} == {2 * RANK}
     assert same(weights, [*adapted(learning.model).values()])
+
+
+def test_weights_of_lower_precision_have_their_gradient_in_float32(rows: list[Row]) -> None:
+    base = load_base(ModelConfig(PLACE.path, register=PLACE.register, dtype="bfloat16"))
+    model = grow(base, LoRA(r=RANK, alpha=SCALE * RANK), seed=0)
+    config = TrainConfig(epochs=1, batch_size=8, precision="bfloat16")
+    learning = Learning(model, pad_id=base.processor.tokenizer.pad_token_id, config=config)
+    memory, strategy = TaskMemory({"adapter/0": some(learning.params, seed=2)}), HiFGO(space="weights")
+    learning.start(None, strategy=strategy, memory=memory, seed=0)
+    rows = [replace(row, inputs={name: value.float() for name, value in row.inputs.items()}) for row in rows]
+    window = Window(2, "maps", (), (), seed=2, base=0, index=1, closes_task=True)
+    trained = learning.train(window, rows, [], strategy=strategy, memory=memory)
+    assert trained.penalties["orth"] > 0
+    probe = WindowProbe(learning.model, learning.params, rows, [], pad_id=learning.pad_id, bfloat16=True)
+    assert {grad.dtype for grad in probe.weight_gradient(dict(memory.group("adapter/0"))).values()} == {torch.float32}
 
 
 def test_replay_is_for_the_stage_that_has_the_old_adapters_in(learning: Learning, rows: list[Row]) -> None:
