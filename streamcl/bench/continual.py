@@ -68,6 +68,7 @@ MAIN = [
 ABLATIONS = [
     Entry("hifgo, no norm", "hifgo", {"norm": 0.0}),
     Entry("hifgo, one stage", "hifgo", {"two_stages": False}),
+    Entry("hifgo, no GPWC", "hifgo", {"orth": 0.0}),
     Entry("hifgo, to parameters", "hifgo", {"to": "parameters"}),
     Entry("dgg, no buffer", "dgg", {"replay_rows": 0}),
     Entry("dgg, no clip", "dgg", {**REPLAY, "scaled": False}),

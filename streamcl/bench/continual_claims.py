@@ -14,6 +14,7 @@ Result = Mapping[str, Any]
 SIGNS: Mapping[str, tuple[str, str, str]] = {
     "hifgo, no norm": ("hifgo", "last", "lower"),
     "hifgo, one stage": ("hifgo", "last", "lower"),
+    "hifgo, no GPWC": ("hifgo", "last", "lower"),
     "hifgo, to parameters": ("hifgo", "last", "lower"),
     "replay": ("dgg", "last", "lower"),
     "dgg, no buffer": ("dgg", "last", "lower"),
