@@ -47,11 +47,13 @@ class Entry:
     strategy: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    windows: int = 1
 
     def cell(self, order: str, seed: int) -> Cell:
         return Cell(
-            self.strategy, self.settings, order=order, seed=seed, rows=10 * BUFFER, buffer=BUFFER, train=self.train
-        )
+            self.strategy, self.settings, order=order, seed=seed, rows=10 * BUFFER, windows=self.windows,
+            buffer=BUFFER, train=self.train,
+        )  # fmt: skip
 
 
 MAIN = [
@@ -70,6 +72,8 @@ ABLATIONS = [
     Entry("hifgo, one stage", "hifgo", {"two_stages": False}),
     Entry("hifgo, no GPWC", "hifgo", {"orth": 0.0}),
     Entry("hifgo, to parameters", "hifgo", {"to": "parameters"}),
+    Entry("hifgo, 2 windows a task", "hifgo", windows=2),
+    Entry("hifgo, 2 windows, stages at a task's end", "hifgo at the end", windows=2),
     Entry("dgg, no buffer", "dgg", {"replay_rows": 0}),
     Entry("dgg, no clip", "dgg", {**REPLAY, "scaled": False}),
     Entry("dgg, no Bernoulli", "dgg", {**REPLAY, "alpha": 1.0}),

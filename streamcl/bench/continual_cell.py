@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 
 from streamcl import zoo
+from streamcl.bench.continual_windows import AtTheEnd
 from streamcl.metrics import summarize
 from streamcl.store.budget import pairs_of, recompress
 from streamcl.store.keyed import derive
@@ -103,7 +104,7 @@ class Data:
             return to_rows(pa.ipc.open_file(source).read_all())
 
 
-STRATEGIES: Mapping[str, type[Strategy]] = {**KINDS, "joint": Strategy}
+STRATEGIES: Mapping[str, type[Strategy]] = {**KINDS, "joint": Strategy, "hifgo at the end": AtTheEnd}
 
 
 def strategy_of(cell: Cell) -> Strategy:
