@@ -136,7 +136,7 @@ def run(cell: Cell, cache: Path) -> dict[str, Any]:
     """Trains and scores: the accuracy matrix [tasks, visits] (null: not yet met), metrics, seconds, bytes."""
     torch.set_num_threads(1)
     strategy, order = strategy_of(cell), ORDERS[cell.order]
-    learning, data = _model(cell, strategy, cache)
+    learning, data = model_of(cell, strategy, cache)
     parts, held = stream_of(cell, data)
     scored, replay = _Scored(learning, held), Replay(cell.buffer, cell.seed)
     zero, columns, seconds, leaks, shares = scored.now(held), [], 0.0, [0.0], []
@@ -168,7 +168,7 @@ def run(cell: Cell, cache: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(cell: Cell, strategy: Strategy, cache: Path) -> tuple[Learning, Data]:
+def model_of(cell: Cell, strategy: Strategy, cache: Path) -> tuple[Learning, Data]:
     """The base with what the strategy trains, and the rows encoded for it."""
     config = ModelConfig(
         zoo.resolve(cell.checkpoint), register="streamcl.zoo.tower", lora=LoRA(r=16, alpha=32), dtype="bfloat16"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamcl.bench import continual_leak, continual_served, continual_steps
+from streamcl.bench import continual_leak, continual_premise, continual_served, continual_steps
 from streamcl.bench.continual_plots import plots
 from streamcl.bench.report import RESULTS, Claim, about, interval, save
 
@@ -39,20 +39,13 @@ def paired(results: Sequence[Result], one: str, other: str, metric: str) -> tupl
 
 def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> None:
     """Measures what is not in the cells, writes `results/continual.json` and the pictures."""
-    leak, steps, served = continual_leak.measure(), continual_steps.measure(), continual_served.measure()
-    claims = [
-        *_table(results, rows),
-        *_missing(rows),
-        *_windows(results),
-        *_signs(results),
-        *leak[1],
-        *steps[1],
-        *_budget(results),
-    ]
-    claims += served[1]
+    parts = [part.measure() for part in (continual_leak, continual_steps, continual_served, continual_premise)]
+    claims = [*_table(results, rows), *_missing(rows), *_windows(results), *_signs(results), *_budget(results)]
+    claims = sorted([*claims, *(claim for _, found in parts for claim in found)], key=lambda claim: claim.id)
     seeds = sorted({result["cell"]["seed"] for result in results})
     cells = [{name: value for name, value in result.items() if name != "penalties"} for result in results]
-    save("continual", about(seeds=seeds), rows=[*rows, *leak[0], *steps[0], *served[0], *cells], claims=claims)
+    measured = [row for found, _ in parts for row in found]
+    save("continual", about(seeds=seeds), rows=[*rows, *measured, *cells], claims=claims)
     plots([dict(result) for result in results], RESULTS)
 
 
