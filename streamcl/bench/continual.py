@@ -164,12 +164,18 @@ def rows_of(results: Iterable[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The table's lines, the header first: mean ± half-width of the 95 % interval, accuracy in points."""
+    cells = [[row["label"], str(row["cells"]), *(_cell(name, row.get(name)) for name in SHOWN)] for row in rows]
+    return [["strategy", "cells", *SHOWN], *cells]
+
+
 def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The table: accuracy in points."""
-    table = Table("strategy", "cells", *SHOWN, title="mean ± half-width of the 95 % interval")
-    for row in rows:
-        cells = [_cell(name, row.get(name)) for name in SHOWN]
-        table.add_row(row["label"], str(row["cells"]), *cells)
+    """The same for a terminal."""
+    header, *lines = lines_of(rows)
+    table = Table(*header, title="mean ± half-width of the 95 % interval")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -211,7 +217,7 @@ def main() -> None:
     if not asked.quick:
         from streamcl.bench.continual_claims import publish
 
-        publish(results, rows)
+        publish(results, rows, table=lines_of(rows))
 
 
 if __name__ == "__main__":

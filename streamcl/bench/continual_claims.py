@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,15 +30,17 @@ WITH_REPLAY = {"replay", "dgg", "hifgo + replay"}
 
 
 def paired(results: Sequence[Result], one: str, other: str, metric: str) -> tuple[float, float]:
-    """Mean and half-width of `one` − `other` in points, over the cells of equal order and seed."""
+    """Mean and half-width of `one` − `other` in points, over equal orders and seeds: infinite for one cell."""
     found: dict[str, dict[tuple[str, int], float]] = {one: {}, other: {}}
     for result in results:
         if result["label"] in found:
             found[result["label"]][result["cell"]["order"], result["cell"]["seed"]] = 100 * result[metric]
-    return interval([found[one][cell] - found[other][cell] for cell in found[one] if cell in found[other]])
+    both = [found[one][cell] - found[other][cell] for cell in found[one] if cell in found[other]]
+    mean, half = interval(both)
+    return mean, half if len(both) > 1 else math.inf
 
 
-def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> None:
+def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]], *, table: Sequence[Sequence[str]]) -> None:
     """Measures what is not in the cells, writes `results/continual.json` and the pictures."""
     parts = [part.measure() for part in (continual_leak, continual_steps, continual_served, continual_premise)]
     claims = [*_table(results, rows), *_missing(rows), *_windows(results), *_signs(results), *_budget(results)]
@@ -45,7 +48,7 @@ def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> Non
     seeds = sorted({result["cell"]["seed"] for result in results})
     cells = [{name: value for name, value in result.items() if name != "penalties"} for result in results]
     measured = [row for found, _ in parts for row in found]
-    save("continual", about(seeds=seeds), rows=[*rows, *measured, *cells], claims=claims)
+    save("continual", about(seeds=seeds), rows=[*rows, *measured, *cells], claims=claims, table=table)
     plots([dict(result) for result in results], RESULTS)
 
 

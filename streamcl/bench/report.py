@@ -63,11 +63,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), half
 
 
-def save(name: str, about: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> Path:
-    """Writes `results/NAME.json`."""
+def save(
+    name: str, about: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim],
+    table: Sequence[Sequence[str]] = (),
+) -> Path:  # fmt: skip
+    """Writes `results/NAME.json`. `table`: lines that the README shows above the claims, the header first."""
     path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
-    result = {**about, "rows": list(rows), "claims": [asdict(claim) for claim in claims]}
+    result = {**about, "table": list(table), "rows": list(rows), "claims": [asdict(claim) for claim in claims]}
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path
 
@@ -80,16 +83,23 @@ def saved(name: str) -> dict[str, Any]:
 
 
 def table(name: str) -> str:
-    """The claims of one result as a Markdown table, with the machine and the day below it."""
+    """The claims of one result as a Markdown table, below its own if it has one; then the machine and the day."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    lines = ["| | claim | bar | measured | holds |", "|---|---|---|---|---|"]
+    lines = [["", "claim", "bar", "measured", "holds"]]
     for claim in result["claims"]:
-        cells = (claim["id"], claim["what"], claim["bar"], claim["value"], "yes" if claim["holds"] else "**missed**")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        holds = "yes" if claim["holds"] else "**missed**"
+        lines.append([claim["id"], claim["what"], claim["bar"], claim["value"], holds])
     machine = result["machine"]
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     where = f"{machine['cores']} cores of {machine['cpu']}, load {machine['load'][0]} as it ended"
-    return "\n".join([*lines, "", f"{where}; {result['date']}; seeds {seeds}; `{result['claims'][0]['command']}`"])
+    about = f"{where}; {result['date']}; seeds {seeds}; `{result['claims'][0]['command']}`"
+    return "\n\n".join([*map(_markdown, filter(None, (result.get("table"), lines))), about])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines as a table, the header first."""
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
 
 
 def filled(text: str) -> str:
