@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from streamcl.bench.continual_cell import Cell, model_of, strategy_of, stream_of
-from streamcl.bench.report import Claim, interval
+from streamcl.bench.report import Claim
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import Params
@@ -91,15 +91,18 @@ def ranked(found: Sequence[dict[str, Any]], name: str) -> float:
 
 def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
     """Of what `pairs` found."""
-    cosine, half = interval([pair["cosine"] for pair in found])
-    control, other = interval([pair["control"] for pair in found])
     value = (
-        f"cosine {cosine:.2f} ± {half:.2f} (control, two samples of the old task: {control:.2f} ± {other:.2f}); rank "
+        f"cosine {_spread(found, 'cosine')}; control, two samples of the old task: {_spread(found, 'control')}; rank "
         f"correlation with the harm done: along the new data's gradient {ranked(found, 'along_new'):+.2f}, along the "
         f"old data's {ranked(found, 'along_old'):+.2f} ({len(found)} pairs of tasks)"
     )
     what = "why: hifgo's premise, that the new data's gradient at an old model stands for the old data's"
     return [Claim("2.2", what, "measured", value, True, COMMAND)]
+
+
+def _spread(found: Sequence[dict[str, Any]], name: str) -> str:
+    values = sorted(pair[name] for pair in found)
+    return f"{np.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
 
 def measure() -> tuple[list[dict[str, Any]], list[Claim]]:
