@@ -48,7 +48,7 @@ def pairs(cell: Cell, cache: Path) -> Iterator[dict[str, Any]]:
         old = [dict(memory.group(group)) for group in adapters(memory)]
         for j, (known, theirs) in enumerate(parts[:visit]):
             found = compared(learning, old, j, new=trained.params, rows=rows, theirs=theirs)
-            yield {"old": known, "new": task, **found}
+            yield {"premise": f"{known} → {task}", **found}
         memory, served = trained.memory, trained.served
 
 
@@ -57,14 +57,16 @@ def compared(
 ) -> dict[str, float]:
     """Cosines, and the rise of the old task's loss, for one old task."""
     at, moved = stacked(list(old[: j + 1])), {name: b_OR @ a_RI for name, (a_RI, b_OR) in pairs_of(new).items()}
-    ours, own, again = (
-        _probe(learning, part).weight_gradient(at) for part in (rows[:ROWS], theirs[:ROWS], theirs[ROWS : 2 * ROWS])
+    ours, ours_again, own, own_again = (
+        _probe(learning, part[start : start + ROWS]).weight_gradient(at)
+        for part in (rows, theirs)
+        for start in (0, ROWS)
     )
     with torch.no_grad():
         before, after = (_loss(learning, stacked([*old, *more]), theirs[:ROWS]) for more in ((), (new,)))
     return {
-        "cosine": _cosine(ours, own), "control": _cosine(own, again), "along_new": abs(_cosine(ours, moved)),
-        "along_old": _cosine(own, moved), "harm": after - before,
+        "cosine": _cosine(ours, own), "new": _cosine(ours, ours_again), "old": _cosine(own, own_again),
+        "along_new": abs(_cosine(ours, moved)), "along_old": _cosine(own, moved), "harm": after - before,
     }  # fmt: skip
 
 
@@ -92,9 +94,10 @@ def ranked(found: Sequence[dict[str, Any]], name: str) -> float:
 def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
     """Of what `pairs` found."""
     value = (
-        f"cosine {_spread(found, 'cosine')}; control, two samples of the old task: {_spread(found, 'control')}; rank "
-        f"correlation with the harm done: along the new data's gradient {ranked(found, 'along_new'):+.2f}, along the "
-        f"old data's {ranked(found, 'along_old'):+.2f} ({len(found)} pairs of tasks)"
+        f"cosine {_spread(found, 'cosine')}; of two samples of the new task {_spread(found, 'new')}, of the old task, "
+        f"at its own optimum, {_spread(found, 'old')}; rank correlation of the harm done with the new adapter's part "
+        f"along the new data's gradient {ranked(found, 'along_new'):+.2f}, along the old data's "
+        f"{ranked(found, 'along_old'):+.2f} ({len(found)} pairs of tasks)"
     )
     what = "why: hifgo's premise, that the new data's gradient at an old model stands for the old data's"
     return [Claim("2.2", what, "measured", value, True, COMMAND)]
@@ -112,7 +115,7 @@ def measure() -> tuple[list[dict[str, Any]], list[Claim]]:
     with tempfile.TemporaryDirectory() as scratch:
         found = list(pairs(Cell("hifgo", order="validation"), Path(scratch)))
     torch.set_num_threads(threads)
-    return [{"premise": f"{pair['old']} → {pair['new']}", **pair} for pair in found], claims(found)
+    return found, claims(found)
 
 
 def main() -> None:
