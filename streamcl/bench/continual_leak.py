@@ -6,8 +6,6 @@ python -m streamcl.bench.continual_leak
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +14,7 @@ import torch
 
 from streamcl import zoo
 from streamcl.bench.continual_cell import PROMPTS, TRAIN
-from streamcl.bench.report import Claim
+from streamcl.bench.report import Claim, as_json
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import KINDS, FwdPrompt, Params, Strategy
 from streamcl.train.batch import Encoder, Row, to_rows
@@ -86,8 +84,7 @@ def measure(*, seed: int = 0) -> tuple[list[dict[str, Any]], list[Claim]]:
 
 def main() -> None:
     argparse.ArgumentParser(prog=COMMAND, description=__doc__).parse_args()
-    rows, claims = measure()
-    print(json.dumps({"rows": rows, "claims": [dataclasses.asdict(claim) for claim in claims]}, indent=1))
+    print(as_json(*measure()))
 
 
 if __name__ == "__main__":

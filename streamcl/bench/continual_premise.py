@@ -10,8 +10,6 @@ measured.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 
 from streamcl.bench.continual_cell import Cell, model_of, strategy_of, stream_of
-from streamcl.bench.report import Claim
+from streamcl.bench.report import Claim, as_json
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import Params
@@ -120,8 +118,7 @@ def measure() -> tuple[list[dict[str, Any]], list[Claim]]:
 
 def main() -> None:
     argparse.ArgumentParser(prog=COMMAND, description=__doc__).parse_args()
-    rows, made = measure()
-    print(json.dumps({"rows": rows, "claims": [dataclasses.asdict(claim) for claim in made]}, indent=1))
+    print(as_json(*measure()))
 
 
 if __name__ == "__main__":

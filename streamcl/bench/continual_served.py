@@ -8,8 +8,6 @@ A simulation through the same `consolidate` and `served` as a run.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from streamcl.bench.report import Claim
+from streamcl.bench.report import Claim, as_json
 from streamcl.store.budget import pairs_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import Params, Probe
@@ -109,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--tasks", type=int, default=200)
     rows, claims = measure(tasks=parser.parse_args().tasks)
-    print(json.dumps({"rows": rows, "claims": [dataclasses.asdict(each) for each in claims]}, indent=1))
+    print(as_json(rows, claims))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ python -m streamcl.bench.continual_steps
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import random
 import statistics
 import time
@@ -19,7 +17,7 @@ import torch
 
 from streamcl import zoo
 from streamcl.bench.continual_cell import TRAIN
-from streamcl.bench.report import Claim
+from streamcl.bench.report import Claim, as_json
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, FwdPrompt, HiFGO, Params, Stage, Strategy
 from streamcl.strategies.fwd_prompt import OLD, orth
@@ -140,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--pairs", type=int, default=60)
     rows, claims = measure(pairs=parser.parse_args().pairs)
-    print(json.dumps({"rows": rows, "claims": [dataclasses.asdict(claim) for claim in claims]}, indent=1))
+    print(as_json(rows, claims))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,11 @@ def save(
     return path
 
 
+def as_json(rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> str:
+    """What a part of a bench prints when it runs alone."""
+    return json.dumps({"rows": list(rows), "claims": [asdict(claim) for claim in claims]}, indent=1)
+
+
 def saved(name: str) -> dict[str, Any]:
     """What `save` wrote last; without rows and claims where it never did."""
     path = RESULTS / f"{name}.json"
