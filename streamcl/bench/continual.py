@@ -73,6 +73,7 @@ ABLATIONS = [
     Entry("hifgo, no GPWC", "hifgo", {"orth": 0.0}),
     Entry("hifgo, to parameters", "hifgo", {"to": "parameters"}),
     Entry("hifgo, 2 windows a task", "hifgo", windows=2),
+    Entry("hifgo, 2 windows, stages in each", "hifgo in every window", windows=2),
     Entry("hifgo, 2 windows, stages at a task's end", "hifgo at the end", windows=2),
     Entry("dgg, no buffer", "dgg", {"replay_rows": 0}),
     Entry("dgg, no clip", "dgg", {**REPLAY, "scaled": False}),

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from streamcl import zoo
-from streamcl.bench.continual_windows import AtTheEnd
+from streamcl.bench.continual_windows import AtTheEnd, InEveryWindow
 from streamcl.metrics import summarize
 from streamcl.store.budget import pairs_of, recompress
 from streamcl.store.keyed import derive
@@ -104,7 +104,9 @@ class Data:
             return to_rows(pa.ipc.open_file(source).read_all())
 
 
-STRATEGIES: Mapping[str, type[Strategy]] = {**KINDS, "joint": Strategy, "hifgo at the end": AtTheEnd}
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    **KINDS, "joint": Strategy, "hifgo at the end": AtTheEnd, "hifgo in every window": InEveryWindow,
+}  # fmt: skip
 
 
 def strategy_of(cell: Cell) -> Strategy:

@@ -1,4 +1,4 @@
-"""HiFGO's stages once a task, at its end, instead of in every window: the form that its own was measured against."""
+"""HiFGO's stages elsewhere in a task of several windows: the forms that its own was measured against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Stage
-from streamcl.strategies.stacked import adapters, within
+from streamcl.strategies.stacked import OPEN, adapters, within
+
+
+@dataclass(frozen=True)
+class InEveryWindow(HiFGO):
+    """Both stages in every window: the next one's stage 1 goes on, without the old adapters, from a stage 2."""
+
+    def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
+        closed = TaskMemory({name: group for name, group in memory.tensors.items() if name != OPEN}, memory.meta)
+        return super().stages(closed, closes_task=closes_task)
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,15 @@ class HiFGO(Stacked):
         return super().begin(served, fresh, memory) if self.chain else dict(memory.tensors.get(OPEN) or fresh)
 
     def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
-        if not adapters(memory) or not self.two_stages:
+        if not adapters(memory) or not self.two_stages or OPEN in memory.tensors:
             return (Stage(),)
         return (Stage(0.0, 1.0 if self.stage1_on_all else 1 - self.stage2, old_adapters=False), Stage(1 - self.stage2))
 
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> Plan:
         if not stage.old_adapters or not adapters(memory):
             return Plan()
-        first = {name: value.detach().clone() for name, value in params.items()} if self.two_stages else None
+        begins = self.two_stages and OPEN not in memory.tensors
+        first = {name: value.detach().clone() for name, value in params.items()} if begins else None
         old = [{n: memory.group(group)[n].to(p) for n, p in params.items()} for group in adapters(memory)]
         newest = len(old) - 1
         each = [self._direction(old[: j + 1], probe) for j in range(newest * self.dagger, newest + 1)]
@@ -105,8 +106,9 @@ class HiFGO(Stacked):
     def consolidate(
         self, params: Params, memory: TaskMemory, probe: Probe, plan: Plan | None, *, closes_task: bool
     ) -> TaskMemory:
+        goes_on = bool(adapters(memory)) and self.two_stages and OPEN in memory.tensors
         memory = super().consolidate(params, memory, probe, plan, closes_task=closes_task)
-        return memory.with_group(LAST, plan.first or params) if plan and self.chain else memory
+        return memory.with_group(LAST, plan.first or params) if plan and self.chain and not goes_on else memory
 
     def _direction(self, old: list[Params], probe: Probe) -> Params:
         """What the old models up to the newest in `old` want kept still."""
