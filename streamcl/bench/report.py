@@ -96,7 +96,8 @@ def table(name: str) -> str:
         lines.append([claim["id"], claim["what"], claim["bar"], claim["value"], holds])
     machine = result["machine"]
     seeds = ", ".join(str(seed) for seed in result["seeds"])
-    where = f"{machine['cores']} cores of {machine['cpu']}, load {machine['load'][0]} as it ended"
+    gpu = f"one {machine['gpu']}, " if "gpu" in machine else ""
+    where = f"{gpu}{machine['cores']} cores of {machine['cpu']}, load {machine['load'][0]} as it ended"
     about = f"{where}; {result['date']}; seeds {seeds}; `{result['claims'][0]['command']}`"
     return "\n\n".join([*map(_markdown, filter(None, (result.get("table"), lines))), about])
 
