@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
@@ -45,13 +46,20 @@ def encode(processor: LlavaProcessor, question: str, answer: str, picture: int) 
 
 @torch.inference_mode()
 def features(model: LlavaForConditionalGeneration, processor: LlavaProcessor, images: Sequence[bytes]) -> torch.Tensor:
-    """What the tower sees in each image, as `[N, L, C]` in half precision."""
+    """What the tower sees in each image, as `[N, L, C]` in half precision, where the tower is."""
     tower = model.model.vision_tower.to(memory_format=torch.channels_last)
-    seen = []
-    for start in track(range(0, len(images), 32), "looking at images"):
+    threads = torch.get_num_threads()
+
+    def pixels(start: int) -> torch.Tensor:
         pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image in images[start : start + 32]]
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        seen.append(tower(pixels.contiguous(memory_format=torch.channels_last)).last_hidden_state.half())
+        chunk: torch.Tensor = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return chunk.contiguous(memory_format=torch.channels_last)
+
+    starts, seen = range(0, len(images), 32), []
+    with ThreadPoolExecutor(threads) as pool:
+        for at in track(range(0, len(starts), threads), "looking at images"):
+            for chunk in pool.map(pixels, starts[at : at + threads]):
+                seen.append(tower(chunk.to(tower.device)).last_hidden_state.half())
     return torch.cat(seen)
 
 
@@ -69,19 +77,31 @@ def answer_logits(
     model: LlavaForConditionalGeneration, rows: Sequence[Row], features_NLC: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits `[A, V]` of every answer token given those before it, the tokens themselves, and the row of each."""
-    width = max(len(row.tokens) for row in rows)
-    tokens_BT = torch.tensor([[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows])
-    mask_BT = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows])
+    width, device = max(len(row.tokens) for row in rows), features_NLC.device
+    tokens_BT = torch.tensor([[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows], device=device)
+    mask_BT = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows], device=device)
+    hidden_BTD = hidden(model, tokens_BT, mask_BT, features_NLC)
+    where = [(b, t) for b, row in enumerate(rows) for t in range(len(row.tokens) - row.answer, len(row.tokens))]
+    row_A, at_A = torch.tensor(where, device=device).unbind(dim=1)
+    return model.lm_head(hidden_BTD[row_A, at_A - 1]), tokens_BT[row_A, at_A], row_A
+
+
+def hidden(
+    model: LlavaForConditionalGeneration,
+    tokens_BT: torch.Tensor,
+    mask_BT: torch.Tensor | None,
+    features_NLC: torch.Tensor,
+) -> torch.Tensor:
+    """What the language model makes of tokens and features, as `[B, T, D]`. No mask: padding is on the right."""
     embedded = model.get_input_embeddings()(tokens_BT)
     image = model.model.multi_modal_projector(features_NLC)
     places = (tokens_BT == model.config.image_token_id).unsqueeze(-1)
     embedded = embedded.masked_scatter(places, image.to(embedded.dtype))
-    hidden_BTD = model.model.language_model(
+    language = model.model.language_model
+    hidden_BTD: torch.Tensor = language(
         inputs_embeds=embedded, attention_mask=mask_BT, use_cache=False
     ).last_hidden_state
-    where = [(b, t) for b, row in enumerate(rows) for t in range(len(row.tokens) - row.answer, len(row.tokens))]
-    row_A, at_A = torch.tensor(where).unbind(dim=1)
-    return model.lm_head(hidden_BTD[row_A, at_A - 1]), tokens_BT[row_A, at_A], row_A
+    return hidden_BTD
 
 
 def loss(model: LlavaForConditionalGeneration, rows: Sequence[Row], features_NLC: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@
 
 LoRA of rank 16 on every linear layer of the language model and the projector, trained under bfloat16 autocast and
 scored in float32; a score is the share of test samples whose greedy answer equals the label. The frozen tower looks at
-each picture once.
+each picture once. A GPU has room for several processes, each with some of the columns.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 ORDER = ("digits", "animals", "icons", "emoji_category", "flags", "maps")
 """The learnable six in the order of the sequential run."""
 HARD = ("charts", "counting")
+PARTS = ("zero_shot", "joint", "sequential", "single")
 Scores = dict[str, float]
 
 
@@ -76,11 +77,23 @@ def scores(model: LlavaForConditionalGeneration, data: Data, tasks: Sequence[str
     }
 
 
-def learn(path: str, data: Data, stages: Sequence[Sequence[str]], training: Training) -> tuple[Scores, Scores]:
+@dataclass(frozen=True)
+class Place:
+    """Where the base lies, and on which device it is to run."""
+
+    path: str
+    device: str = "cpu"
+
+    def load(self) -> LlavaForConditionalGeneration:
+        return LlavaForConditionalGeneration.from_pretrained(self.path).to(self.device)
+
+
+def learn(place: Place, data: Data, stages: Sequence[Sequence[str]], training: Training) -> tuple[Scores, Scores]:
     """Train one adapter on the stages in turn, each a set of tasks; scores after each task's stage, and at the end."""
     torch.manual_seed(training.seed)
-    model = LlavaForConditionalGeneration.from_pretrained(path)
-    model.set_attn_implementation({"text_config": "eager"})  # on a CPU and this short, the fastest
+    model = place.load()
+    if place.device == "cpu":
+        model.set_attn_implementation({"text_config": "eager"})  # this short, the fastest
     config = LoraConfig(r=training.rank, lora_alpha=2 * training.rank, target_modules=LINEAR, lora_dropout=0.0)
     adapted = get_peft_model(model, config)
     learned = [value for value in adapted.parameters() if value.requires_grad]
@@ -106,7 +119,7 @@ def _epochs(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.rate, total_steps=len(plan), pct_start=0.1)
     for batch in track(plan, "+".join(stage)):
         looked = features_NLC[[row.picture for row in batch]].float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(looked.device.type, torch.bfloat16):
             loss = batches.loss(model, batch, looked)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
@@ -122,21 +135,25 @@ def _joined(splits: Sequence[Split]) -> tuple[list[batches.Row], torch.Tensor]:
     return rows, torch.cat([split.features_NLC for split in splits])
 
 
-def measure(path: str, data: Data, training: Training) -> Iterator[tuple[str, Scores]]:
+def measure(place: Place, data: Data, training: Training, parts: Sequence[str]) -> Iterator[tuple[str, Scores]]:
     """The columns of the table, each as soon as it is measured: a name and the scores of its tasks."""
-    yield "zero_shot", scores(LlavaForConditionalGeneration.from_pretrained(path), data, [*ORDER, *HARD])
-    yield "joint", learn(path, data, [ORDER], training)[1]
-    then, last = learn(path, data, [[name] for name in ORDER], training)
-    yield "sequential_just_learned", then
-    yield "sequential_last", last
-    yield "single", {name: learn(path, data, [[name]], training)[1][name] for name in [*ORDER, *HARD]}
+    if "zero_shot" in parts:
+        yield "zero_shot", scores(place.load(), data, [*ORDER, *HARD])
+    if "joint" in parts:
+        yield "joint", learn(place, data, [ORDER], training)[1]
+    if "sequential" in parts:
+        then, last = learn(place, data, [[name] for name in ORDER], training)
+        yield "sequential_just_learned", then
+        yield "sequential_last", last
+    if "single" in parts:
+        yield "single", {name: learn(place, data, [[name]], training)[1][name] for name in [*ORDER, *HARD]}
 
 
 def show(table: Mapping[str, Scores]) -> Table:
     """The scores, a row a task and a column a measurement; the last rows are means over the six and over all."""
     shown = Table("task", *table)
     for name in TASKS:
-        if name in table["zero_shot"]:
+        if any(name in column for column in table.values()):
             shown.add_row(name, *(f"{column[name]:.3f}" if name in column else "" for column in table.values()))
     for title, names in (("mean of six", ORDER), ("mean of eight", (*ORDER, *HARD))):
         cells = [
@@ -152,15 +169,18 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", default=resolve("zoo:small"), help="directory of the base; zoo:small by default"
     )
+    parser.add_argument("--device", default=Place.device)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; all by default")
     parser.add_argument("--epochs", type=int, default=Training.epochs)
     parser.add_argument("--seed", type=int, default=Training.seed)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
     training, began, table = Training(epochs=arguments.epochs, seed=arguments.seed), perf_counter(), dict[str, Scores]()
-    model = LlavaForConditionalGeneration.from_pretrained(arguments.checkpoint)
-    data = look(model, AutoProcessor.from_pretrained(arguments.checkpoint), [*ORDER, *HARD])
-    for name, column in measure(arguments.checkpoint, data, training):
+    place = Place(arguments.checkpoint, arguments.device)
+    data = look(place.load(), AutoProcessor.from_pretrained(place.path), [*ORDER, *HARD])
+    for name, column in measure(place, data, training, arguments.parts):
         table[name] = column
         Console().print(show(table))
         measured = {"scores": table, "training": vars(training), "seconds": round(perf_counter() - began)}

