@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--cached", action="store_true", help="start no cell: publish those that the cache has")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-continual")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--checkpoint", default=Cell.checkpoint, help="another base; nothing is written to results/")
+    parser.add_argument("--device", default=Cell.device, help="where the cells run; only the CPU's are published")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--data", metavar="DIR", help="instead: a UCIT or CoIN directory, through its tasks in order")
     parser.add_argument("--strategies", default="finetune,replay,dgg", help="with --data: which, by comma")
@@ -206,7 +208,8 @@ def main() -> None:
         compare(asked.data, asked.strategies.split(","), model=asked.model, as_json=asked.json)
         return
     asked.cache.mkdir(parents=True, exist_ok=True)
-    todo = jobs(quick=asked.quick, ablations=not asked.main)
+    where = {"checkpoint": asked.checkpoint, "device": asked.device}
+    todo = [(line, replace(cell, **where)) for line, cell in jobs(quick=asked.quick, ablations=not asked.main)]
     if asked.cached:
         todo = [job for job in todo if _path(asked.cache, job[1]).exists()]
     results = run(todo, asked.cache, workers=asked.workers)
@@ -215,7 +218,7 @@ def main() -> None:
         print(json.dumps(rows, indent=1))
     else:
         Console(width=200).print(shown(rows))
-    if not asked.quick:
+    if not asked.quick and where == {"checkpoint": Cell.checkpoint, "device": Cell.device}:
         from streamcl.bench.continual_claims import publish
 
         publish(results, rows, table=lines_of(rows))

@@ -71,10 +71,17 @@ class Cell:
     train: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig that differ from TRAIN."""
     checkpoint: str = "zoo:small"
+    """A base of the zoo, or a folder with the zoo's vision tower."""
+    device: str = "cpu"
+
+    @property
+    def path(self) -> str:
+        return zoo.resolve(self.checkpoint) if self.checkpoint.startswith("zoo:") else self.checkpoint
 
     @property
     def digest(self) -> str:
-        known = [FORMAT, asdict(self), asdict(strategy_of(self)), TRAIN, base_digest(zoo.resolve(self.checkpoint))]
+        own = {name: value for name, value in asdict(self).items() if (name, value) != ("device", "cpu")}
+        known = [FORMAT, own, asdict(strategy_of(self)), TRAIN, base_digest(self.path)]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -172,11 +179,10 @@ def run(cell: Cell, cache: Path) -> dict[str, Any]:
 
 def model_of(cell: Cell, strategy: Strategy, cache: Path) -> tuple[Learning, Data]:
     """The base with what the strategy trains, and the rows encoded for it."""
-    config = ModelConfig(
-        zoo.resolve(cell.checkpoint), register="streamcl.zoo.tower", lora=LoRA(r=16, alpha=32), dtype="bfloat16"
-    )
-    base = load_base(config)
-    base.model.set_attn_implementation({"text_config": "eager"})  # the fastest on a CPU for sequences this short
+    config = ModelConfig(cell.path, register="streamcl.zoo.tower", lora=LoRA(r=16, alpha=32), dtype="bfloat16")
+    base = load_base(config, device=cell.device)
+    if cell.device == "cpu":
+        base.model.set_attn_implementation({"text_config": "eager"})  # the fastest there for sequences this short
     data = Data(Encoder(base), cache, base.digest)
     model = grow(base, config.prompts if strategy.adapter == "prompts" else config.lora, seed=cell.seed)
     train = TrainConfig(**{**TRAIN, **cell.train})

@@ -39,7 +39,7 @@ class EWC(Strategy):
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> tuple[Params, Params] | None:
         if FISHER not in memory.tensors:
             return None
-        fisher, anchor = ({n: memory.group(group)[n] for n in params} for group in (FISHER, ANCHOR))
+        fisher, anchor = ({n: memory.group(group)[n].to(p) for n, p in params.items()} for group in (FISHER, ANCHOR))
         size = torch.cat([value.flatten() for value in fisher.values()]).mean().clamp(min=1e-30)
         return anchor, {name: f / size if self.unit else f for name, f in fisher.items()}
 
@@ -47,7 +47,7 @@ class EWC(Strategy):
         if plan is None:
             return {}
         anchor, fisher = plan
-        parts = [(fisher[n].to(p) * (p - anchor[n].to(p)).square()).sum() for n, p in params.items()]
+        parts = [(fisher[n] * (p - anchor[n]).square()).sum() for n, p in params.items()]
         return {"ewc": 0.5 * self.strength * torch.stack(parts).sum()}
 
     def consolidate(
