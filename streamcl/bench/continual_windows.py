@@ -15,7 +15,7 @@ class InEveryWindow(HiFGO):
 
     def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
         closed = TaskMemory({name: group for name, group in memory.tensors.items() if name != OPEN}, memory.meta)
-        return super().stages(closed, closes_task=closes_task)
+        return super().stages(closed, closes_task=True)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ old models stand, on the data at hand (GPWC). θ'_j = W0 + Σ_{m≤j} θ_m.
     stage 2   L = CE + λ1 L_orth + λ2 L_norm, W0 + Σ_{j<i} θ_j (frozen) + θ_i                     Eq. 10
 
 θ_{i,1} starts from θ_{i−1,1}, θ_{i,2} from θ_{i,1}; what is served is W0 + Σ θ_{i,2}. The first task has neither old
-adapters nor penalties, so its two stages are one. Both stages pass through every window: a task of many windows is then
-learned, and served, with each of them, while stages that waited for its end would publish nothing until then.
+adapters nor penalties, so its two stages are one. Of a task of many windows the first one is stage 1 as a whole, then
+stage 2 in part, and the others go on in stage 2: the task is learned, and served, with each of them, and its last
+window may be as short as it likes. (Stage 1 again, from what stage 2 made of the adapter, undoes a part of stage 2.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class HiFGO(Stacked):
     stage2: float = 0.5
     """Share of a window that stage 2 trains on, in (0, 1). The paper's 0.2 is too few steps for windows of hundreds."""
     stage1_on_all: bool = False
-    """True: stage 1 sees the whole window, as in the authors' scripts; False: what stage 2 does not, as in Fig. 6."""
+    """True: stage 1 sees the whole window, as in the authors' scripts; False: what stage 2 does not, as in Fig. 6,
+    unless the task goes on after the window."""
     chain: bool = False
     """True: stage 1 starts from θ_{i−1,1}, as in the paper, so that what it knows of old tasks is added a second time
     in stage 2 and must be unlearned there; False: from an untrained adapter."""
@@ -78,7 +80,8 @@ class HiFGO(Stacked):
     def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
         if not adapters(memory) or not self.two_stages or OPEN in memory.tensors:
             return (Stage(),)
-        return (Stage(0.0, 1.0 if self.stage1_on_all else 1 - self.stage2, old_adapters=False), Stage(1 - self.stage2))
+        on_all = self.stage1_on_all or not closes_task
+        return (Stage(0.0, 1.0 if on_all else 1 - self.stage2, old_adapters=False), Stage(1 - self.stage2))
 
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> Plan:
         if not stage.old_adapters or not adapters(memory):
@@ -108,7 +111,9 @@ class HiFGO(Stacked):
     ) -> TaskMemory:
         goes_on = bool(adapters(memory)) and self.two_stages and OPEN in memory.tensors
         memory = super().consolidate(params, memory, probe, plan, closes_task=closes_task)
-        return memory.with_group(LAST, plan.first or params) if plan and self.chain and not goes_on else memory
+        if plan is None or not self.chain or goes_on:
+            return memory
+        return memory.with_group(LAST, {name: value.cpu() for name, value in (plan.first or params).items()})
 
     def _direction(self, old: list[Params], probe: Probe) -> Params:
         """What the old models up to the newest in `old` want kept still."""

@@ -1,12 +1,13 @@
-"""The form of HiFGO that passes through its stages once a task."""
+"""The forms of HiFGO whose stages lie elsewhere in a task of several windows."""
 
 from __future__ import annotations
 
 import torch
 
-from streamcl.bench.continual_windows import AtTheEnd
+from streamcl.bench.continual_windows import AtTheEnd, InEveryWindow
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Stage
+from streamcl.strategies.stacked import OPEN
 
 ADAPTER: Params = {"layer.lora_A": torch.ones(2, 3), "layer.lora_B": torch.ones(4, 2)}
 KNOWN = TaskMemory({"adapter/0": ADAPTER})
@@ -28,5 +29,10 @@ def test_the_first_task_has_one_stage_and_is_served_at_once() -> None:
     assert late.served(fresh, TaskMemory(), closes_task=False) is fresh
 
 
-def test_hifgo_itself_has_both_stages_in_every_window() -> None:
-    assert [len(HiFGO().stages(KNOWN, closes_task=closes)) for closes in (False, True)] == [2, 2]
+def test_stages_of_a_second_window() -> None:
+    going_on = KNOWN.with_group(OPEN, ADAPTER)
+    both = (Stage(0.0, 0.5, old_adapters=False), Stage(0.5))
+    assert HiFGO().stages(KNOWN, closes_task=True) == InEveryWindow().stages(KNOWN, closes_task=False) == both
+    assert HiFGO().stages(KNOWN, closes_task=False) == (Stage(old_adapters=False), Stage(0.5))
+    assert HiFGO().stages(going_on, closes_task=True) == (Stage(),)
+    assert InEveryWindow().stages(going_on, closes_task=True) == both

@@ -215,6 +215,20 @@ def test_a_first_stage_starts_afresh_if_they_are_not_chained() -> None:
     assert all(torch.equal(begun[name], value) for name, value in task.fresh(2).items())
 
 
+@pytest.mark.parametrize("chain", [True, False])
+def test_the_windows_of_a_task_after_its_first_are_stage_two_and_keep_the_first_stages_end(chain: bool) -> None:
+    strategy, task = replace(PAPER, chain=chain), Linear.task(2)
+    known = learn(strategy, Linear.task(1))
+    first = learn(strategy, task, known, seed=1, closes_task=False)
+    seen: list[bool] = []
+    second = learn(strategy, task, first, seed=1, seen=lambda log: seen.append(bool(log.penalty)))
+    assert seen
+    assert all(seen)
+    assert set(second.memory.tensors) == {"adapter/0", "adapter/1"} | ({LAST} if chain else set())
+    assert not chain or all(torch.equal(second.memory.group(LAST)[n], v) for n, v in first.memory.group(LAST).items())
+    assert all(torch.equal(second.memory.group("adapter/1")[n], v) for n, v in second.params.items())
+
+
 @pytest.mark.parametrize("rank", [64, 2])
 def test_what_is_served_is_the_sum_or_what_is_nearest_to_it(rank: int) -> None:
     served = HiFGO(served_rank=rank).served(NEW, remembering(OLD), closes_task=True)
