@@ -102,7 +102,7 @@ def _windows(results: Sequence[Result]) -> list[Claim]:
     }
     if not {own, *others} <= {result["label"] for result in results}:
         return []
-    gains = {what: paired(results, label, own, "last") for label, what in others.items()}
+    gains = {what: paired(results, own, label, "last") for label, what in others.items()}
     value = "; ".join(f"{mean:+.1f} ± {half:.1f} points over {what}" for what, (mean, half) in gains.items())
     what = "tasks of two windows: HiFGO with stage 1 in a task's first window only; Last, paired"
     return [Claim("2.1", what, "measured", value, True, COMMAND)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from streamcl.bench.continual_claims import _windows
 from streamcl.bench.continual_windows import AtTheEnd, InEveryWindow
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import HiFGO, Params, Stage
@@ -36,3 +37,15 @@ def test_stages_of_a_second_window() -> None:
     assert HiFGO().stages(KNOWN, closes_task=False) == (Stage(old_adapters=False), Stage(0.5))
     assert HiFGO().stages(going_on, closes_task=True) == (Stage(),)
     assert InEveryWindow().stages(going_on, closes_task=True) == both
+
+
+def test_the_claim_counts_for_the_own_form() -> None:
+    lasts = {"a task": 0.7, "stages in each": 0.6, "stages at a task's end": 0.71}
+    results = [
+        {"label": f"hifgo, 2 windows{' ' if what == 'a task' else ', '}{what}", "last": last + 0.01 * seed,
+         "cell": {"order": "a", "seed": seed}}
+        for what, last in lasts.items() for seed in (0, 1)
+    ]  # fmt: skip
+    (claim,) = _windows(results)
+    assert claim.value.startswith("+10.0 ± 0.0 points over both stages in each window; -1.0 ± 0.0 points over stage 2")
+    assert _windows(results[:4]) == []
