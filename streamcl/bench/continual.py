@@ -95,7 +95,7 @@ def jobs(*, quick: bool, ablations: bool) -> list[Job]:
 
 def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
     """Each cell's result; those in the cache are not run again. Ctrl-C ends the processes."""
-    missing = [job for job in todo if not _path(cache, job[1]).exists()]
+    missing = [job for job in todo if not path_of(cache, job[1]).exists()]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,10 +116,11 @@ def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
                 running.remove((job, process))
                 _finish(job, process, cache)
                 progress.advance(bar)
-    return [{"label": line.label, **json.loads(_path(cache, cell).read_text())} for line, cell in todo]
+    return [{"label": line.label, **json.loads(path_of(cache, cell).read_text())} for line, cell in todo]
 
 
-def _path(cache: Path, cell: Cell) -> Path:
+def path_of(cache: Path, cell: Cell) -> Path:
+    """Where a cell's result lies."""
     return cache / f"{cell.digest}.json"
 
 
@@ -130,7 +131,7 @@ def _started(cell: Cell, cache: Path) -> Iterator[subprocess.Popen[str]]:
     asked.write_text(json.dumps(asdict(cell)))
     one = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "streamcl.bench.continual_cell", str(asked)]
-    answer = _path(cache, cell).with_suffix(".part")
+    answer = path_of(cache, cell).with_suffix(".part")
     with answer.open("w") as sink, asked.with_suffix(".log").open("w") as errors:
         process = subprocess.Popen(command, stdout=sink, stderr=errors, text=True, env={**os.environ, **one})
     try:
@@ -143,7 +144,7 @@ def _started(cell: Cell, cache: Path) -> Iterator[subprocess.Popen[str]]:
 
 def _finish(job: Job, process: subprocess.Popen[str], cache: Path) -> None:
     """Keeps a finished cell's answer.  Raises RuntimeError when its process failed."""
-    path = _path(cache, job[1])
+    path = path_of(cache, job[1])
     if process.returncode:
         log = path.with_suffix(".log").read_text()[-2000:]
         raise RuntimeError(
@@ -167,7 +168,7 @@ def rows_of(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The table's lines, the header first: mean ± half-width of the 95 % interval, accuracy in points."""
-    cells = [[row["label"], str(row["cells"]), *(_cell(name, row.get(name)) for name in SHOWN)] for row in rows]
+    cells = [[row["label"], str(row["cells"]), *(shown_of(name, row.get(name)) for name in SHOWN)] for row in rows]
     return [["strategy", "cells", *SHOWN], *cells]
 
 
@@ -180,7 +181,8 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cell(name: str, figure: tuple[float, float] | None) -> str:
+def shown_of(name: str, figure: tuple[float, float] | None) -> str:
+    """A figure of SHOWN with its half-width: accuracy in points, the others as they are."""
     if figure is None:
         return ""
     scale = 1.0 if name in ("train_s", "memory_mb", "replay_rows", "served_mb") else 100.0
@@ -211,7 +213,7 @@ def main() -> None:
     where = {"checkpoint": asked.checkpoint, "device": asked.device}
     todo = [(line, replace(cell, **where)) for line, cell in jobs(quick=asked.quick, ablations=not asked.main)]
     if asked.cached:
-        todo = [job for job in todo if _path(asked.cache, job[1]).exists()]
+        todo = [job for job in todo if path_of(asked.cache, job[1]).exists()]
     results = run(todo, asked.cache, workers=asked.workers)
     rows = rows_of(results)
     if asked.json:

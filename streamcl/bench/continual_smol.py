@@ -1,0 +1,109 @@
+"""The main lines of the strategies' table on the base `smol`: on a GPU, or an hour for each cell on a CPU.
+
+    python -m streamcl.bench.continual_smol --checkpoint smol
+
+`zoo/checkpoints/smol/README.md` says how the checkpoint is made. Nothing was chosen for this base but a batch of 16 and
+a rate of 1e-3: orders, samples and scores are those of `bench.continual`, and penalties that are sums over tensors
+weigh in all what they weigh on zoo:small, where adapters have 32 tensors and not 424.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from streamcl.bench.continual import CELLS, REPLAY, Entry, Job, lines_of, path_of, rows_of, run, shown, shown_of
+from streamcl.bench.continual_cell import ORDERS, Cell, model_of, strategy_of
+from streamcl.bench.report import PACKAGES, Claim, about, save
+
+COMMAND = "python -m streamcl.bench.continual_smol"
+SHARE = 32 / 424
+"""zoo:small's tensors of an adapter, over smol's."""
+TRAIN = {"batch_size": 16, "lr": 1e-3}
+LINES = [
+    Entry("hifgo + replay", "hifgo", {**REPLAY, "two_stages": False, "norm": 0.003 * SHARE}, TRAIN),
+    Entry("joint", "joint", train=TRAIN),
+    Entry("finetune", "finetune", train=TRAIN),
+    Entry("hifgo", "hifgo", {"norm": 0.03 * SHARE}, TRAIN),
+    Entry("olora", "olora", {"orth": 0.01 * SHARE}, TRAIN),
+    Entry("ewc", "ewc", {"strength": 0.3 * SHARE}, TRAIN),
+]
+Result = Mapping[str, Any]
+
+
+def encode(cell: Cell, cache: Path, task: str, split: Literal["train", "test"]) -> None:
+    """Writes a task's encoded rows where the cells look for them."""
+    torch.set_num_threads(1)
+    model_of(cell, strategy_of(cell), cache)[1].rows(task, split)
+
+
+def encoded(cell: Cell, cache: Path, *, workers: int) -> None:
+    """The rows of all tasks, made once, a process for each."""
+    splits: Sequence[Literal["train", "test"]] = ("train", "test")
+    parts = [(task, split) for split in splits for task in dict.fromkeys(ORDERS[cell.order])]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(encode, cell, cache, *part) for part in parts]:
+            done.result()
+
+
+def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """The papers' own ratios, on the means over cells."""
+    last = {row["label"]: row["last"][0] for row in rows}
+    text = {row["label"]: shown_of("last", row["last"]) for row in rows}
+    cells, claims = min(row["cells"] for row in rows), []
+    for label, what, bar in (
+        ("hifgo", "hifgo without replay", 0.979),
+        ("hifgo + replay", "best strategy with replay (10 % of the samples)", 0.987),
+    ):
+        share = last[label] / last["joint"]
+        value = f"{share:.1%}: {label} {text[label]}, joint {text['joint']}; cells: {cells}"
+        claims.append(Claim("2.1", f"smol: {what}, Last against joint training's", f"≥ {bar:.1%}", value, share >= bar,
+                            COMMAND))  # fmt: skip
+    gap = last["joint"] - last["finetune"]
+    closed = ", ".join(f"{label} {(last[label] - last['finetune']) / gap:.0%}" for label in last
+                       if label not in ("joint", "finetune"))  # fmt: skip
+    what = "smol: share of the gap between finetune and joint that is closed (the paper: hifgo 94, olora 42, ewc 9 %)"
+    value = f"{closed}; finetune {text['finetune']}"
+    return [*claims, Claim("2.1", what, "measured", value, True, COMMAND)]
+
+
+def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> None:
+    known = about(seeds=sorted({r["cell"]["seed"] for r in results}), packages=[p for p in PACKAGES if p != "ray"])
+    if torch.cuda.is_available():
+        known["machine"]["gpu"] = torch.cuda.get_device_name()
+    cells = [{name: value for name, value in result.items() if name != "penalties"} for result in results]
+    save("continual_smol", known, rows=[*rows, *cells], claims=claims_of(rows), table=lines_of(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="folder that recipe/smol.py wrote")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-smol")
+    parser.add_argument("--workers", type=int, default=16, help="processes at a time")
+    parser.add_argument("--cells", type=int, default=3, help="cells of a line")
+    parser.add_argument("--cached", action="store_true", help="start no cell: publish those that the cache has")
+    asked = parser.parse_args()
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    where = {"checkpoint": asked.checkpoint, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    todo: list[Job] = [(line, replace(line.cell(*at), **where)) for line in LINES for at in CELLS[: asked.cells]]
+    if asked.cached:
+        todo = [job for job in todo if path_of(asked.cache, job[1]).exists()]
+    else:
+        encoded(todo[0][1], asked.cache, workers=asked.workers)
+    results = run(todo, asked.cache, workers=asked.workers)
+    rows = rows_of(results)
+    Console(width=200).print(shown(rows))
+    publish(results, rows)
+
+
+if __name__ == "__main__":
+    main()
