@@ -95,7 +95,7 @@ def jobs(*, quick: bool, ablations: bool) -> list[Job]:
 
 def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
     """Each cell's result; those in the cache are not run again. Ctrl-C ends the processes."""
-    missing = [job for job in todo if not path_of(cache, job[1]).exists()]
+    missing = [job for job in todo if not _path(cache, job[1]).exists()]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,12 +116,16 @@ def run(todo: Sequence[Job], cache: Path, *, workers: int) -> list[Result]:
                 running.remove((job, process))
                 _finish(job, process, cache)
                 progress.advance(bar)
-    return [{"label": line.label, **json.loads(path_of(cache, cell).read_text())} for line, cell in todo]
+    return [{"label": line.label, **json.loads(_path(cache, cell).read_text())} for line, cell in todo]
 
 
-def path_of(cache: Path, cell: Cell) -> Path:
-    """Where a cell's result lies."""
+def _path(cache: Path, cell: Cell) -> Path:
     return cache / f"{cell.digest}.json"
+
+
+def kept(todo: Iterable[Job], cache: Path) -> list[Job]:
+    """The jobs whose result the cache has."""
+    return [job for job in todo if _path(cache, job[1]).exists()]
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def _started(cell: Cell, cache: Path) -> Iterator[subprocess.Popen[str]]:
     asked.write_text(json.dumps(asdict(cell)))
     one = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "streamcl.bench.continual_cell", str(asked)]
-    answer = path_of(cache, cell).with_suffix(".part")
+    answer = _path(cache, cell).with_suffix(".part")
     with answer.open("w") as sink, asked.with_suffix(".log").open("w") as errors:
         process = subprocess.Popen(command, stdout=sink, stderr=errors, text=True, env={**os.environ, **one})
     try:
@@ -144,7 +148,7 @@ def _started(cell: Cell, cache: Path) -> Iterator[subprocess.Popen[str]]:
 
 def _finish(job: Job, process: subprocess.Popen[str], cache: Path) -> None:
     """Keeps a finished cell's answer.  Raises RuntimeError when its process failed."""
-    path = path_of(cache, job[1])
+    path = _path(cache, job[1])
     if process.returncode:
         log = path.with_suffix(".log").read_text()[-2000:]
         raise RuntimeError(
@@ -213,7 +217,7 @@ def main() -> None:
     where = {"checkpoint": asked.checkpoint, "device": asked.device}
     todo = [(line, replace(cell, **where)) for line, cell in jobs(quick=asked.quick, ablations=not asked.main)]
     if asked.cached:
-        todo = [job for job in todo if path_of(asked.cache, job[1]).exists()]
+        todo = kept(todo, asked.cache)
     results = run(todo, asked.cache, workers=asked.workers)
     rows = rows_of(results)
     if asked.json:

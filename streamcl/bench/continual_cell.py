@@ -262,6 +262,11 @@ def _result(cell: Cell, zero: Mapping[str, float], columns: Sequence[Mapping[str
     return {"cell": asdict(cell), "tasks": tasks, "matrix": matrix, "zero_shot": [zero[t] for t in tasks], **metrics}
 
 
+def published(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells' results as a result file shows them."""
+    return [{name: value for name, value in result.items() if name != "penalties"} for result in results]
+
+
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     path = Path(sys.argv[1])

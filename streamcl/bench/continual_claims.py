@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamcl.bench import continual_leak, continual_premise, continual_served, continual_steps
+from streamcl.bench.continual_cell import published
 from streamcl.bench.continual_plots import plots
 from streamcl.bench.report import RESULTS, Claim, about, interval, save
 
@@ -46,9 +47,8 @@ def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]], *, tab
     claims = [*_table(results, rows), *_missing(rows), *_windows(results), *_signs(results), *_budget(results)]
     claims = sorted([*claims, *(claim for _, found in parts for claim in found)], key=lambda claim: claim.id)
     seeds = sorted({result["cell"]["seed"] for result in results})
-    cells = [{name: value for name, value in result.items() if name != "penalties"} for result in results]
     measured = [row for found, _ in parts for row in found]
-    save("continual", about(seeds=seeds), rows=[*rows, *measured, *cells], claims=claims, table=table)
+    save("continual", about(seeds=seeds), rows=[*rows, *measured, *published(results)], claims=claims, table=table)
     plots([dict(result) for result in results], RESULTS)
 
 

@@ -1,4 +1,4 @@
-"""The main lines of the strategies' table on the base `smol`: on a GPU, or an hour for each cell on a CPU.
+"""The main lines of the strategies' table on the base `smol`: on a GPU, or up to an hour a cell on a CPU.
 
     python -m streamcl.bench.continual_smol --checkpoint smol
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,9 +22,10 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from streamcl.bench.continual import CELLS, REPLAY, Entry, Job, lines_of, path_of, rows_of, run, shown, shown_of
-from streamcl.bench.continual_cell import ORDERS, Cell, model_of, strategy_of
-from streamcl.bench.report import PACKAGES, Claim, about, save
+from streamcl.bench.continual import CELLS, REPLAY, Entry, Job, Result, kept, lines_of, rows_of, run, shown, shown_of
+from streamcl.bench.continual_cell import ORDERS, Cell, model_of, published, strategy_of
+from streamcl.bench.gpu_model import gpu_name
+from streamcl.bench.report import WITHOUT_RAY, Claim, about, save
 
 COMMAND = "python -m streamcl.bench.continual_smol"
 SHARE = 32 / 424
@@ -37,7 +39,6 @@ LINES = [
     Entry("olora", "olora", {"orth": 0.01 * SHARE}, TRAIN),
     Entry("ewc", "ewc", {"strength": 0.3 * SHARE}, TRAIN),
 ]
-Result = Mapping[str, Any]
 
 
 def encode(cell: Cell, cache: Path, task: str, split: Literal["train", "test"]) -> None:
@@ -77,18 +78,16 @@ def claims_of(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
 
 
 def publish(results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> None:
-    known = about(seeds=sorted({r["cell"]["seed"] for r in results}), packages=[p for p in PACKAGES if p != "ray"])
-    if torch.cuda.is_available():
-        known["machine"]["gpu"] = torch.cuda.get_device_name()
-    cells = [{name: value for name, value in result.items() if name != "penalties"} for result in results]
-    save("continual_smol", known, rows=[*rows, *cells], claims=claims_of(rows), table=lines_of(rows))
+    seeds = sorted({result["cell"]["seed"] for result in results})
+    known = about(seeds=seeds, packages=WITHOUT_RAY, gpu=gpu_name())
+    save("continual_smol", known, rows=[*rows, *published(results)], claims=claims_of(rows), table=lines_of(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder that recipe/smol.py wrote")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "streamcl-smol")
-    parser.add_argument("--workers", type=int, default=16, help="processes at a time")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--cells", type=int, default=3, help="cells of a line")
     parser.add_argument("--cached", action="store_true", help="start no cell: publish those that the cache has")
     asked = parser.parse_args()
@@ -96,7 +95,7 @@ def main() -> None:
     where = {"checkpoint": asked.checkpoint, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     todo: list[Job] = [(line, replace(line.cell(*at), **where)) for line in LINES for at in CELLS[: asked.cells]]
     if asked.cached:
-        todo = [job for job in todo if path_of(asked.cache, job[1]).exists()]
+        todo = kept(todo, asked.cache)
     else:
         encoded(todo[0][1], asked.cache, workers=asked.workers)
     results = run(todo, asked.cache, workers=asked.workers)

@@ -92,18 +92,22 @@ def stepper(strategy: Strategy, plan: Any, learning: Learning) -> Callable[[Sequ
     return step
 
 
+def plan_of(strategy: Strategy, learning: Learning, rows: Sequence[Row], memory: TaskMemory) -> Any:
+    """What a stage on these rows goes by."""
+    probe = WindowProbe(learning.model, learning.params, rows, [], pad_id=learning.pad_id,
+                        size=learning.config.batch_size, bfloat16=learning.config.precision == "bfloat16")  # fmt: skip
+    return strategy.prepare(Stage(), dict(learning.params), memory, probe)
+
+
 def ratios(
-    case: Case, learning: Learning, rows: Sequence[Row], memory: TaskMemory, *, pairs: int, seed: int,
-    clock: Callable[[], float] = time.process_time,
+    strategy: Strategy, plan: Any, learning: Learning, rows: Sequence[Row], memory: TaskMemory, *, pairs: int,
+    seed: int, clock: Callable[[], float] = time.process_time,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Seconds of a plain step and of one with the strategy, for each pair; one more pair warms up."""
-    params, size = learning.params, learning.config.batch_size
-    probe = WindowProbe(learning.model, params, rows[:size], [], pad_id=learning.pad_id, size=size,
-                        bfloat16=learning.config.precision == "bfloat16")  # fmt: skip
-    plan, dice = case.strategy.prepare(Stage(), dict(params), memory, probe), random.Random(seed)
-    sides = [stepper(Strategy(), None, learning), stepper(case.strategy, plan, learning)]
+    size, dice = learning.config.batch_size, random.Random(seed)
+    sides = [stepper(Strategy(), None, learning), stepper(strategy, plan, learning)]
     seconds: list[tuple[float, float]] = []
-    with added(learning.model, case.strategy.frozen(memory)):
+    with added(learning.model, strategy.frozen(memory)):
         for number in range(pairs + 1):
             batch, took = dice.sample(list(rows), size), [0.0, 0.0]
             for side in dice.sample([0, 1], 2):
@@ -132,7 +136,9 @@ def measure(*, pairs: int = 60, seed: int = 0) -> tuple[list[dict[str, Any]], li
         for case in (case for case in CASES if case.form == form):
             learning.start(untrained, strategy=Strategy(), memory=TaskMemory(), seed=0)
             memory = remembered(case.strategy, dict(learning.params))
-            row, claim = told(case, ratios(case, learning, samples, memory, pairs=pairs, seed=seed), COMMAND)
+            plan = plan_of(case.strategy, learning, samples[: learning.config.batch_size], memory)
+            found = ratios(case.strategy, plan, learning, samples, memory, pairs=pairs, seed=seed)
+            row, claim = told(case, found, COMMAND)
             rows.append({**row, "seed": seed})
             claims.append(claim)
     torch.set_num_threads(threads)

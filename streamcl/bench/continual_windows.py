@@ -14,8 +14,7 @@ class InEveryWindow(HiFGO):
     """Both stages in every window: the next one's stage 1 goes on, without the old adapters, from a stage 2."""
 
     def stages(self, memory: TaskMemory, *, closes_task: bool) -> tuple[Stage, ...]:
-        closed = TaskMemory({name: group for name, group in memory.tensors.items() if name != OPEN}, memory.meta)
-        return super().stages(closed, closes_task=True)
+        return super().stages(memory.without_group(OPEN), closes_task=True)
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,15 @@ from rich.console import Console
 from rich.progress import track
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from streamcl.bench.continual_steps import CASES, ratios, remembered, stepper, told
-from streamcl.bench.gpu_model import SEVEN, TINY, Size, random_base, rows_of
-from streamcl.bench.report import PACKAGES, Claim, about, as_json, save
+from streamcl.bench.continual_steps import CASES, plan_of, ratios, remembered, stepper, told
+from streamcl.bench.gpu_model import SEVEN, TINY, Size, gpu_name, random_base, rows_of
+from streamcl.bench.report import WITHOUT_RAY, Claim, about, as_json, save
 from streamcl.store.memory import TaskMemory
-from streamcl.strategies import Stage, Strategy
+from streamcl.strategies import Strategy
 from streamcl.train.batch import IGNORED, Row, collate
 from streamcl.train.feed import batches
 from streamcl.train.loop import Learning
 from streamcl.train.model import Base, added, grow, peft_config
-from streamcl.train.probe import WindowProbe
 from streamcl.train.prompts import detach
 from streamcl.train.settings import LoRA, Prompts, TrainConfig
 from streamcl.types import Window
@@ -186,41 +185,38 @@ def against(turns: Sequence[Turn], size: Size, where: str) -> tuple[list[dict[st
 
 def strategies(base: Base, size: Size, where: str) -> tuple[list[dict[str, Any]], list[Claim]]:
     """What each strategy adds to a step and to memory."""
-    samples, rows, claims = rows_of(base, size.rows, features=True), list[dict[str, Any]](), list[Claim]()
-    for form in dict.fromkeys(case.form for case in CASES):
-        form = LORA if isinstance(form, LoRA) else form
+    samples, rows, claims = rows_of(base, size.rows), list[dict[str, Any]](), list[Claim]()
+    for adapter, form in (("lora", LORA), ("prompts", Prompts())):
         learning = learning_of(base, form, size)
-        _, plain_peak = alone(Strategy(), TaskMemory(), learning, samples)
-        for case in track([case for case in CASES if type(case.form) is type(form)], "strategies"):
+        _, _, plain_peak = alone(Strategy(), TaskMemory(), learning, samples)
+        for case in track([case for case in CASES if case.strategy.adapter == adapter], "strategies"):
             memory = remembered(case.strategy, dict(learning.params))
-            prepared, peak = alone(case.strategy, memory, learning, samples)
+            plan, prepared, peak = alone(case.strategy, memory, learning, samples)
             clock = Clock(base.device).now
-            pairs = ratios(case, learning, samples, memory, pairs=size.pairs, seed=0, clock=clock)
+            pairs = ratios(case.strategy, plan, learning, samples, memory, pairs=size.pairs, seed=0, clock=clock)
             row, claim = told(case, pairs, COMMAND, f", {where}")
             speed = 1e3 * size.batch / (row["plain_ms"] * row["ratio"])
             rows.append({"part": "strategies", **row, "samples_s": speed, "prepare_s": prepared, "peak_gb": peak / 1e9,
                          "plain_peak_gb": plain_peak / 1e9})  # fmt: skip
             claims.append(claim)
             Console(stderr=True).print(lines_of(rows)[-1])
-        if isinstance(form, LoRA):
+        if adapter == "lora":
             learning.model.unload()
         else:
             detach(base.model)
     return rows, claims
 
 
-def alone(strategy: Strategy, memory: TaskMemory, learning: Learning, rows: Sequence[Row]) -> tuple[float, int]:
-    """Seconds to prepare, which is once a task, and the peak of memory until two steps are over."""
-    clock, size = Clock(learning.device), learning.config.batch_size
-    probe = WindowProbe(learning.model, learning.params, rows[: learning.config.probe_rows], [], pad_id=learning.pad_id,
-                        size=size, bfloat16=True)  # fmt: skip
+def alone(strategy: Strategy, memory: TaskMemory, learning: Learning, rows: Sequence[Row]) -> tuple[Any, float, int]:
+    """The strategy's plan, the seconds that it took, once a task, and the peak of memory until two steps are over."""
+    clock, config = Clock(learning.device), learning.config
     began = clock.now()
-    step = stepper(strategy, strategy.prepare(Stage(), dict(learning.params), memory, probe), learning)
-    prepared = clock.now() - began
+    plan = plan_of(strategy, learning, rows[: config.probe_rows], memory)
+    prepared, step = clock.now() - began, stepper(strategy, plan, learning)
     with added(learning.model, strategy.frozen(memory)):
         for number in range(2):
-            step(rows[:size], number)
-    return prepared, clock.peak
+            step(rows[: config.batch_size], number)
+    return plan, prepared, clock.peak
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -248,8 +244,7 @@ def main() -> None:
     rows, claims = rows + more, claims + theirs
     print(as_json(rows, claims))
     if not arguments.tiny:
-        known = about(seeds=[0], packages=[name for name in PACKAGES if name != "ray"])  # nothing of Ray takes part
-        known["machine"]["gpu"] = torch.cuda.get_device_name()
+        known = about(seeds=[0], packages=WITHOUT_RAY, gpu=gpu_name())
         save("gpu", known, rows=rows, claims=claims, table=lines_of(rows))
 
 

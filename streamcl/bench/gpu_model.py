@@ -38,6 +38,11 @@ TINY = Size(
 )  # fmt: skip
 
 
+def gpu_name() -> str | None:
+    """The first GPU's name, None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def random_base(size: Size, device: str) -> Base:
     """A LLaVA with random weights and the zoo's tokenizer."""
     small = AutoProcessor.from_pretrained(zoo.resolve("zoo:small"))
@@ -58,10 +63,10 @@ def random_base(size: Size, device: str) -> Base:
     return Base(model, processor, "random")
 
 
-def rows_of(base: Base, count: int, *, features: bool) -> list[Row]:
+def rows_of(base: Base, count: int, *, features: bool = True, task: str = "animals") -> list[Row]:
     """Real pictures and questions, with the tower's features or with pixels."""
     encoder = Encoder(base)
     if not features:
         encoder.tower = None
-    samples = zoo.load_task("animals", "train").slice(0, count).combine_chunks().to_batches()[0]
+    samples = zoo.load_task(task, "train").slice(0, count).combine_chunks().to_batches()[0]
     return to_rows(encoder.encode(samples).batch)

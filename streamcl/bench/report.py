@@ -23,6 +23,7 @@ README = Path(__file__).parents[2] / "README.md"
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantile of Student's t for 1, 2, … degrees of freedom."""
 PACKAGES = ("torch", "ray", "transformers", "peft", "pyarrow", "numpy")
+WITHOUT_RAY = tuple(name for name in PACKAGES if name != "ray")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Claim:
     command: str
 
 
-def about(*, seeds: Sequence[int], packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
-    """The machine, the day and the versions that a result belongs to."""
+def about(*, seeds: Sequence[int], packages: Iterable[str] = PACKAGES, gpu: str | None = None) -> dict[str, Any]:
+    """The machine, the day and the versions that a result belongs to. `gpu`: its name, if one took part."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -46,6 +47,7 @@ def about(*, seeds: Sequence[int], packages: Iterable[str] = PACKAGES) -> dict[s
             "cpu": names[0] if names else platform.machine(),
             "cores": os.cpu_count(),
             "load": [round(load, 2) for load in os.getloadavg()],
+            **({"gpu": gpu} if gpu else {}),
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": list(seeds),

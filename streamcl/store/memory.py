@@ -34,6 +34,10 @@ class TaskMemory:
         """This memory with one group added or replaced."""
         return replace(self, tensors={**self.tensors, name: dict(tensors)})
 
+    def without_group(self, name: str) -> TaskMemory:
+        """This memory without a group, whether it has it or not."""
+        return replace(self, tensors={group: some for group, some in self.tensors.items() if group != name})
+
     def with_meta(self, **meta: Any) -> TaskMemory:
         """This memory with entries of `meta` added or replaced."""
         return replace(self, meta={**self.meta, **meta})

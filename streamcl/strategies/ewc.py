@@ -57,8 +57,7 @@ class EWC(Strategy):
         if not closes_task:
             return memory.with_group(OPEN, _sum(seen, memory.tensors.get(OPEN, {})))
         fisher = _sum(_sum(seen, memory.tensors.get(OPEN, {})), memory.tensors.get(FISHER, {}))
-        closed = TaskMemory({name: group for name, group in memory.tensors.items() if name != OPEN}, memory.meta)
-        return closed.with_group(ANCHOR, params).with_group(FISHER, fisher)
+        return memory.without_group(OPEN).with_group(ANCHOR, params).with_group(FISHER, fisher)
 
 
 def _sum(new: Params, before: Mapping[str, Tensor]) -> Params:

@@ -34,7 +34,7 @@ class Plan:
     """What a stage goes by."""
 
     first: Params | None = None
-    """θ_{i,1}, once stage 1 is over."""
+    """θ_{i,1}, once stage 1 is over; in a window after a task's first, what the memory has of it."""
     directions: Params | Directions | None = None
     """What the new adapter is to be orthogonal to, for J old models: its P numbers end to end, or in weight space
     [J, O, I] by the name of A. None in stage 1."""
@@ -86,8 +86,8 @@ class HiFGO(Stacked):
     def prepare(self, stage: Stage, params: Params, memory: TaskMemory, probe: Probe) -> Plan:
         if not stage.old_adapters or not adapters(memory):
             return Plan()
-        begins = self.two_stages and OPEN not in memory.tensors
-        first = {name: value.detach().clone() for name, value in params.items()} if begins else None
+        at_first = memory.tensors.get(LAST, {}) if OPEN in memory.tensors else params
+        first = {name: value.detach().clone() for name, value in at_first.items()} if self.two_stages else None
         old = [{n: memory.group(group)[n].to(p) for n, p in params.items()} for group in adapters(memory)]
         newest = len(old) - 1
         each = [self._direction(old[: j + 1], probe) for j in range(newest * self.dagger, newest + 1)]
@@ -109,9 +109,8 @@ class HiFGO(Stacked):
     def consolidate(
         self, params: Params, memory: TaskMemory, probe: Probe, plan: Plan | None, *, closes_task: bool
     ) -> TaskMemory:
-        goes_on = bool(adapters(memory)) and self.two_stages and OPEN in memory.tensors
         memory = super().consolidate(params, memory, probe, plan, closes_task=closes_task)
-        if plan is None or not self.chain or goes_on:
+        if plan is None or not self.chain:
             return memory
         return memory.with_group(LAST, {name: value.cpu() for name, value in (plan.first or params).items()})
 

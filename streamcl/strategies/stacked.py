@@ -49,7 +49,7 @@ class Stacked(Strategy):
     def consolidate(
         self, params: Params, memory: TaskMemory, probe: Probe, plan: Any, *, closes_task: bool
     ) -> TaskMemory:
-        memory = TaskMemory({name: group for name, group in memory.tensors.items() if name != OPEN}, memory.meta)
+        memory = memory.without_group(OPEN)
         if not closes_task:
             return memory.with_group(OPEN, params)
         number = 1 + max((int(group.partition("/")[2]) for group in adapters(memory)), default=-1)

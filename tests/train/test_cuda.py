@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from streamcl import zoo
-from streamcl.bench.gpu_model import TINY, random_base
+from streamcl.bench.gpu_model import TINY, random_base, rows_of
 from streamcl.store.memory import TaskMemory
 from streamcl.strategies import DGG, EWC, FwdPrompt, HiFGO, OLoRA, Params, Replay, Strategy
-from streamcl.train.batch import Encoder, Row, to_rows
 from streamcl.train.loop import Learning
 from streamcl.train.model import grow
 from streamcl.train.settings import LoRA, Prompts, TrainConfig
@@ -29,8 +27,7 @@ def trained(strategy: Strategy, device: str) -> tuple[Params, TaskMemory, list[f
     """What is served after two tasks of two windows, what is remembered, and the loss of each window."""
     base = random_base(TINY, "cpu")  # the same weights for any device
     base.model.float().to(device)
-    encoder = Encoder(base)
-    rows = {task: rows_of(encoder, task) for task in TASKS}
+    rows = {task: rows_of(base, 32, task=task) for task in TASKS}
     model = grow(base, Prompts() if strategy.adapter == "prompts" else LoRA(r=4, alpha=8), seed=0)
     config = TrainConfig(epochs=1, batch_size=8, lr=1e-3, probe_rows=16)
     learning = Learning(model, pad_id=base.processor.tokenizer.pad_token_id, config=config)
@@ -44,10 +41,6 @@ def trained(strategy: Strategy, device: str) -> tuple[Params, TaskMemory, list[f
         memory, served = done.memory, done.served
         losses.append(done.loss)
     return served, memory, losses
-
-
-def rows_of(encoder: Encoder, task: str) -> list[Row]:
-    return to_rows(encoder.encode(zoo.load_task(task, "train").slice(0, 32).combine_chunks().to_batches()[0]).batch)
 
 
 def apart(one: Any, other: Any) -> float:

@@ -18,6 +18,9 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+NOISE = 0.15
+"""Deviation of the noise on the standardised features: a picture is never seen twice alike."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -37,8 +37,6 @@ STEPS = 2912
 BATCH = 32
 RATE = 7e-4
 WARMUP = 100
-NOISE = 0.15
-"""Deviation of the noise on the standardised features: a picture is never seen twice alike."""
 
 
 def texts(mix: list[Example]) -> list[str]:
@@ -80,7 +78,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps)
         looked = features_NLC[[row.picture for row in batch]].float()
-        looked += NOISE * torch.randn(looked.shape, generator=noise, device=device)
+        looked += batches.NOISE * torch.randn(looked.shape, generator=noise, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             loss = batches.loss(model, batch, looked)
         torch.autograd.backward(loss)

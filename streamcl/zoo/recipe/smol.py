@@ -38,8 +38,6 @@ STEPS = 1450
 BATCH = 128
 RATE = 1e-3
 RANK = 16
-NOISE = 0.15
-"""Deviation of the noise on the standardised features: a picture is never seen twice alike."""
 LENGTH = 8192
 """The most tokens that SmolLM2 takes."""
 UNUSED = "<repo_name>"
@@ -164,7 +162,7 @@ def train(
     for row_B, rate in zip(rows_SB, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = examples.loss(model, row_B, NOISE * torch.randn(shape, generator=noise, device=device))
+        loss = examples.loss(model, row_B, batches.NOISE * torch.randn(shape, generator=noise, device=device))
         torch.autograd.backward(loss)
         for adapter in adapters.values():
             adapter.take_gradient()
