@@ -117,6 +117,10 @@ class Link:
             known = self._listed(started)
         return {topic: sorted(known[topic]) for topic in wanted}
 
+    def close(self) -> None:
+        """Leaves the brokers."""
+        self.consumer.close()
+
     def _listed(self, started: float) -> dict[str, list[int]]:
         while True:
             try:

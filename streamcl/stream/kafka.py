@@ -84,7 +84,8 @@ class Kafka(Source):
 
     def partitions(self) -> list[str]:
         """Every topic's partitions.  Raises SourceError, ConfigError."""
-        found = self.link().topics(self.topics)
+        with contextlib.closing(self.link()) as link:
+            found = link.topics(self.topics)
         return [f"{topic}/{number}" for topic, numbers in found.items() for number in numbers]
 
     def open(self, partition: str, position: int) -> KafkaReader:

@@ -53,7 +53,8 @@ class KafkaSink:
 
     def __init__(self, brokers: Brokers, topic: str) -> None:
         """Raises SourceError, ConfigError: no answer, not let in, no such topic."""
-        Link(brokers, {"group.id": "streamcl"}).topics([topic])
+        with contextlib.closing(Link(brokers, {"group.id": "streamcl"})) as link:
+            link.topics([topic])
         self.topic, self.failed = topic, ""
         options = {"enable.idempotence": True, "linger.ms": 20, "on_delivery": self._delivered}
         self.producer = client_library().Producer({**brokers.options(), **options})
@@ -75,9 +76,14 @@ class KafkaSink:
 
     def close(self) -> int:
         left = self.producer.flush(PATIENCE_S)
-        self._check()
-        if left:
-            raise SinkError(f"{left} samples were not acknowledged by {self.topic} in {PATIENCE_S:.0f} s; send again")
+        try:
+            self._check()
+            if left:
+                late = f"{left} samples were not acknowledged by {self.topic}"
+                raise SinkError(f"{late} in {PATIENCE_S:.0f} s; send again")
+        finally:
+            self.producer.purge()
+            self.producer.close()  # or its threads look for the brokers until the garbage collector finds it
         return 0
 
     def _delivered(self, error: Any, message: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_kafka_holds_the_same_stream_and_a_sample_keeps_its_partition(tmp_path: 
         assert {len(where) for where in places.values()} == {1}
         with pytest.raises(SourceError, match="no topic 'elsewhere'"):
             sink_of(f"kafka://{kafka.hosts}/elsewhere")
+
+
+def clients() -> list[str]:
+    """The names of librdkafka's threads in this process."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if name.startswith("rdk:")]
+
+
+def test_a_closed_or_refused_sink_leaves_no_client_behind(tmp_path: Path) -> None:
+    """A forgotten one goes on looking for its brokers, a thread a second, until it is collected."""
+    with broker(tmp_path) as kafka:
+        kafka.create("t", 1)
+        gc.collect()
+        gc.disable()
+        try:
+            before = clients()
+            sink = sink_of(f"kafka://{kafka.hosts}/t")
+            assert len(clients()) > len(before)
+            sink.put([sample(0)])
+            assert sink.close() == 0
+            with pytest.raises(SourceError, match="no topic 'elsewhere'"):
+                sink_of(f"kafka://{kafka.hosts}/elsewhere")
+            assert Kafka(kafka.hosts, ("t",)).partitions() == ["t/0"]
+            assert clients() == before
+        finally:
+            gc.enable()
 
 
 class Endpoint:
