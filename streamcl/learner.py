@@ -45,7 +45,10 @@ class Learned:
 
 
 class Learner:
-    """Learns from a stream and serves what it has learned. `run` may be called once. Mutable."""
+    """Learns from a stream and serves what it has learned. `run` may be called once. Mutable.
+
+    One a process: of a second Ray in the same process a thread remains (Ray 2.60) that can crash it when it exits.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = resolve(config)

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,28 +149,39 @@ def test_logs_are_json_with_run_window_and_version(first: dict[str, Any], said: 
     }
 
 
-def test_the_same_command_again_learns_nothing_twice(folder: Path, first: dict[str, Any]) -> None:
+def again(folder: Path) -> tuple[list[object], list[object], list[Node], str]:
+    """The same command once more: what it learned, all that happened, and meanwhile the nodes and the dashboard."""
     learner = Learner(configuration.load(folder / "run.yaml", ["ray.json_logs=false"]))
     happened: list[object] = []
     nodes: list[Node] = []
+    dashboards: list[str] = []
 
     def watch(happening: object) -> None:
         happened.append(happening)
         if not nodes:
             nodes.extend(survey.survey(str(folder / "store"), "secret/none", str(folder)))
-            assert survey.dashboard() == ""
+            dashboards.append(survey.dashboard())
 
-    assert list(learner.run(watch)) == []
+    return [*learner.run(watch)], happened, nodes, dashboards[0]
+
+
+def test_the_same_command_again_learns_nothing_twice(
+    folder: Path, first: dict[str, Any], apart: Callable[..., Any]
+) -> None:
+    versions, happened, nodes, dashboard = apart(again, folder)
+    assert versions == []
+    assert dashboard == ""
     assert [(node.versions["ray"], "has no secret/none" in node.store) for node in nodes] == [
         (importlib.metadata.version("ray"), True)
     ]
+    assert happened
     assert not any(isinstance(one, e.Train) for one in happened)
-    again = status_of(str(folder / "run.yaml"), ())
-    assert again["counters"] == first["counters"]
-    assert len(again["versions"]) == len(first["versions"])
-    assert [shard["shard"] for shard in again["shards"]] == [0, 1]
-    assert sum(shard["replay_rows"] for shard in again["shards"]) >= 2 * 16  # each keeps what a merge may need
-    assert all(shard["memory_groups"] == ["anchor"] and shard["memory_bytes"] > 0 for shard in again["shards"])
+    status = status_of(str(folder / "run.yaml"), ())
+    assert status["counters"] == first["counters"]
+    assert len(status["versions"]) == len(first["versions"])
+    assert [shard["shard"] for shard in status["shards"]] == [0, 1]
+    assert sum(shard["replay_rows"] for shard in status["shards"]) >= 2 * 16  # each keeps what a merge may need
+    assert all(shard["memory_groups"] == ["anchor"] and shard["memory_bytes"] > 0 for shard in status["shards"])
 
 
 def test_what_was_written_is_what_is_reported(folder: Path, first: dict[str, Any]) -> None:
