@@ -15,11 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # read when ray is imported
 
-Apart = Callable[..., Any]
-
 
 @pytest.fixture(scope="module")
-def apart() -> Iterator[Apart]:
+def apart() -> Iterator[Callable[..., Any]]:
     """Calls a function in a fresh process, one for a module: for what forks, and for every Ray but the first.
 
     Of a second Ray in one process a thread remains that exports metrics; it can crash the process when that exits.

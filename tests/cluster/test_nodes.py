@@ -17,7 +17,7 @@ from streamcl.cluster.memory import Shards
 from streamcl.cluster.trainer import Trainer
 
 
-def desks(folder: Path) -> tuple[list[str], str]:
+def placed(folder: Path) -> tuple[list[str], str]:
     """The nodes of four desks, on a cluster of three, and the driver's."""
     with tempfile.TemporaryDirectory(prefix="scl-") as short:
         os.environ["RAY_TMPDIR"] = short
@@ -38,5 +38,5 @@ def desks(folder: Path) -> tuple[list[str], str]:
 @pytest.mark.slow
 def test_the_desk_lives_on_the_drivers_node(apart: Callable[..., Any], tmp_path: Path) -> None:
     """An actor that takes nothing goes to any node; the run would end with that node."""
-    where, here = apart(desks, tmp_path)
+    where, here = apart(placed, tmp_path)
     assert where == [here] * 4
